@@ -1,0 +1,168 @@
+"""Link: publish and subscribe over MQTT, with reconnection and retained presence.
+
+Nothing waits in memory for a link that is down: `publish` says whether the message was handed
+over, and whoever must not lose it (the outbox) keeps it until the other end has acknowledged it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from edgekit.errors import ConfigError, MessageError
+
+log = logging.getLogger(__name__)
+
+# Above this a broker may close the connection, and the client would send the same for ever.
+MAX_PACKET_BYTES = 64 << 20
+KEEPALIVE_S = 20
+MAX_IN_FLIGHT = 200
+
+
+class Broker(NamedTuple):
+    """Where a broker is; `mqtt://host:port`, or `mqtts://` with TLS."""
+
+    host: str
+    port: int
+    tls: bool
+
+    @classmethod
+    def parse(cls, url: str) -> Broker:
+        """Read a URL, raising `ConfigError` for one that is not a broker's."""
+        parts = urlsplit(url)
+        try:
+            port = parts.port
+        except ValueError as e:
+            raise ConfigError(f"broker {url!r}: {e}") from e
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path.strip("/"):
+            raise ConfigError(
+                f"broker {url!r} is not a broker's address", hint="write mqtt://HOST:PORT"
+            )
+        tls = parts.scheme == "mqtts"
+        return cls(parts.hostname, port or (8883 if tls else 1883), tls)
+
+
+class Tls(NamedTuple):
+    """Files of a mutual TLS connection."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+class Will(NamedTuple):
+    """What the broker publishes (retained) when this client is gone."""
+
+    topic: str
+    payload: bytes
+
+
+class Link(Protocol):
+    """A connection that comes and goes."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    def start(self) -> None:
+        """Connect in the background, and again whenever the connection is lost."""
+        ...
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
+        """Hand a message over at QoS 1; `False` while there is no connection or no room."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class MqttLink:
+    """A link through paho-mqtt, in one background thread of its own.
+
+    Args:
+        broker: where to connect to.
+        client_id: also the identity that the broker knows.
+        filters: topic filters to subscribe to at every connection.
+        on_message: called with topic and payload in the link's thread. It may block: the broker
+            is then held back, and memory stays bounded.
+        on_connect: called in the link's thread after the subscriptions were asked for.
+        will: what the broker says when this client is gone.
+        tls: for `mqtts://`.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        *,
+        client_id: str,
+        filters: Sequence[str],
+        on_message: Callable[[str, bytes], None],
+        on_connect: Callable[[], None],
+        will: Will | None = None,
+        tls: Tls | None = None,
+    ) -> None:
+        from paho.mqtt import client as mqtt  # costs 90 ms; a board without a fleet has no link
+
+        self._broker = broker
+        self._filters = list(filters)
+        self._on_message = on_message
+        self._on_connect = on_connect
+        self._success = mqtt.MQTT_ERR_SUCCESS
+        self._client = mqtt.Client(
+            mqtt.CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True
+        )
+        self._client.max_inflight_messages_set(MAX_IN_FLIGHT)
+        self._client.max_queued_messages_set(MAX_IN_FLIGHT)
+        self._client.reconnect_delay_set(min_delay=1, max_delay=60)
+        if will is not None:
+            self._client.will_set(will.topic, will.payload, qos=1, retain=True)
+        if broker.tls:
+            if tls is None:
+                raise ConfigError(f"broker {broker.host} wants TLS, and no certificate is set")
+            self._client.tls_set(str(tls.ca), str(tls.certificate), str(tls.key))
+        self._client.on_connect = self._connected
+        self._client.on_disconnect = self._disconnected
+        self._client.on_message = self._received
+
+    @property
+    def connected(self) -> bool:
+        return self._client.is_connected()
+
+    def start(self) -> None:
+        self._client.connect_async(self._broker.host, self._broker.port, keepalive=KEEPALIVE_S)
+        self._client.loop_start()
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
+        if len(payload) > MAX_PACKET_BYTES:
+            raise MessageError(f"{topic}: {len(payload)} bytes, at most {MAX_PACKET_BYTES} travel")
+        if not self._client.is_connected():
+            return False
+        return self._client.publish(topic, payload, qos=1, retain=retain).rc == self._success
+
+    def close(self) -> None:
+        """Disconnect in good order; the broker then keeps the will to itself."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _connected(
+        self, client: Any, _userdata: Any, _flags: Any, reason: Any, _props: Any
+    ) -> None:
+        if reason.is_failure:
+            log.warning("broker refused the connection", extra={"reason": str(reason)})
+            return
+        log.info("link up", extra={"broker": f"{self._broker.host}:{self._broker.port}"})
+        if self._filters:
+            client.subscribe([(item, 1) for item in self._filters])
+        self._on_connect()
+
+    def _disconnected(
+        self, _client: Any, _data: Any, _flags: Any, reason: Any, _props: Any
+    ) -> None:
+        log.info("link down", extra={"reason": str(reason)})
+
+    def _received(self, _client: Any, _userdata: Any, message: Any) -> None:
+        try:
+            self._on_message(message.topic, message.payload)
+        except MessageError as e:
+            log.warning("message dropped", extra={"topic": message.topic, "error": str(e)})

@@ -1,0 +1,248 @@
+"""Every MQTT payload, versioned and typed. docs/mqtt.md gives each to the field.
+
+Devices and coordinators of neighbouring versions must understand each other, so a reader ignores
+fields it does not know; a field that it does know must be right.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from edgekit.errors import MessageError
+from edgekit.manifest import ModelName, ModelVersion, Sha256, canonical
+from edgekit.topics import ID
+
+MAX_PAYLOAD_BYTES = 256 << 10
+MAX_TENSOR_FRAME_BYTES = 64 << 20
+
+# Upper edges of the latency histogram in microseconds, four to each doubling, 16 us to 67 s: the
+# same edges everywhere, so that histograms of devices and of hours add up.
+LATENCY_EDGES_US: tuple[int, ...] = tuple(round(16 * 2 ** (step / 4)) for step in range(89))
+
+Id = Annotated[str, msgspec.Meta(pattern=ID)]
+Boot = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
+Seq = Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+Text = Annotated[str, msgspec.Meta(max_length=2000)]
+UpdateState = Literal[
+    "idle", "fetching", "verifying", "staged", "probing", "active", "confirmed", "rolled_back",
+    "failed",
+]  # fmt: skip
+
+M = TypeVar("M", bound="Message")
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every payload. `v` is the version of its form, `at` milliseconds since 1970 UTC."""
+
+    v: Literal[1] = 1
+
+
+class Status(Message, frozen=True, kw_only=True):
+    """`status`, retained; the last will says `online: false`."""
+
+    online: bool
+    boot: Boot
+    profile: str = ""
+    version: str = ""
+
+
+class Counted(Message, frozen=True, kw_only=True):
+    """What the outbox carries: known by device, boot and `seq`.
+
+    Attributes:
+        seq: counts up from 1 within a boot, over telemetry and events together.
+        floor: lowest `seq` of this boot still in the outbox; below it nothing will come any more.
+        at: the device's wall clock, milliseconds since 1970 UTC; it may step.
+    """
+
+    boot: Boot
+    seq: Seq
+    floor: Seq
+    at: Count
+
+
+class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What one variant of one model did since the last telemetry.
+
+    Attributes:
+        latency_us: counts by bucket of `LATENCY_EDGES_US`, one more for what lies above; sparse:
+            bucket index to count.
+        engine_us: time within the engine, microseconds in all.
+    """
+
+    model: ModelName
+    version: ModelVersion
+    variant: str
+    requests: Count
+    errors: Count
+    rejected: Count = 0
+    engine_us: Count = 0
+    latency_us: dict[Annotated[int, msgspec.Meta(ge=0, le=89)], Count] = {}
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """What the daemon and the board use now; `None` where the board does not tell."""
+
+    cpu_s: float
+    rss_bytes: Count
+    memory_free_bytes: Count | None = None
+    disk_free_bytes: Count | None = None
+    temperature_c: float | None = None
+
+
+class Telemetry(Counted, frozen=True, kw_only=True):
+    """`telemetry`."""
+
+    period_s: float
+    models: tuple[ModelFigures, ...] = ()
+    resources: Resources
+    outbox_dropped: Count = 0
+
+
+class Event(Counted, frozen=True, kw_only=True):
+    """`event`: something happened that an operator may want to know."""
+
+    kind: Annotated[str, msgspec.Meta(pattern=r"^[a-z_]{1,40}\Z")]
+    level: Literal["info", "warning", "error"] = "info"
+    message: Text = ""
+    facts: dict[str, str | int | float | bool | None] = {}
+
+
+class Ack(Message, frozen=True, kw_only=True):
+    """`ack`: everything of `boot` up to and including `seq` is stored for good."""
+
+    boot: Boot
+    seq: Seq
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """One model that a device shall serve.
+
+    Attributes:
+        digest: the bundle's digest (its manifest's sha256).
+        url: where to fetch the `.edge` file, absolute or relative to the device's repository.
+        sha256: of the whole file.
+    """
+
+    version: ModelVersion
+    digest: Digest
+    url: Text
+    sha256: Sha256
+    size_bytes: Annotated[int, msgspec.Meta(gt=0, le=8 << 30)]
+
+
+class Desired(Message, frozen=True, kw_only=True):
+    """`state/desired`, retained: what the coordinator wants; a lower `serial` is ignored."""
+
+    serial: Seq
+    models: dict[ModelName, Wanted] = {}
+
+
+class ModelState(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a device is with one model.
+
+    Attributes:
+        version: what serves now, if anything does.
+        state: of the latest update.
+        target: version of the latest update.
+        reason: code of why the latest update failed or was rolled back.
+        detail: the same for people.
+    """
+
+    version: ModelVersion | None = None
+    digest: Digest | None = None
+    state: UpdateState = "idle"
+    target: ModelVersion | None = None
+    target_digest: Digest | None = None
+    reason: str | None = None
+    detail: Text | None = None
+    progress: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+
+
+class Reported(Message, frozen=True, kw_only=True):
+    """`state/reported`, retained: what the device has; `serial` is the desired one it last took."""
+
+    boot: Boot
+    at: Count
+    serial: Annotated[int, msgspec.Meta(ge=0)]
+    models: dict[ModelName, ModelState] = {}
+    trains: tuple[ModelName, ...] = ()
+
+
+class RoundOpen(Message, frozen=True, kw_only=True):
+    """`rounds/{round}/open`, retained until the round ends (then an empty payload).
+
+    Attributes:
+        base: digest of the bundle whose `training/` entries a device trains with.
+        parameters_sha256: identity of the weights under `rounds/{round}/parameters`.
+        participants: devices that are asked.
+        closes_at: updates that come later are not counted; milliseconds since 1970 UTC.
+    """
+
+    round: Id
+    model: ModelName
+    base: Digest
+    parameters_sha256: Sha256
+    participants: tuple[Id, ...]
+    epochs: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=65536)]
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=100)]
+    closes_at: Count
+
+
+class ParametersHeader(Message, frozen=True, kw_only=True):
+    """Header of the frame under `rounds/{round}/parameters`; its arrays are the weights."""
+
+    round: Id
+
+
+class UpdateHeader(Message, frozen=True, kw_only=True):
+    """Header of a device's update; its arrays are weights after training minus before.
+
+    Attributes:
+        samples: how many the device trained on: its weight in the average.
+        loss_before: mean loss of the round's parameters on the device's samples.
+        loss_after: the same after training.
+    """
+
+    round: Id
+    device: Id
+    parameters_sha256: Sha256
+    samples: Annotated[int, msgspec.Meta(gt=0, le=1 << 40)]
+    loss_before: float
+    loss_after: float
+    seconds: float
+
+
+class Refusal(Message, frozen=True, kw_only=True):
+    """A device's answer where it cannot take part in a round; JSON instead of a frame."""
+
+    round: Id
+    device: Id
+    reason: Annotated[str, msgspec.Meta(pattern=r"^[a-z_]{1,40}\Z")]
+    detail: Text = ""
+
+
+def encode(message: Message) -> bytes:
+    """A payload as canonical JSON."""
+    return canonical(message)
+
+
+def decode(raw: bytes, kind: type[M], *, topic: str) -> M:
+    """Read a JSON payload, raising `MessageError` that names topic and field."""
+    if len(raw) > MAX_PAYLOAD_BYTES:
+        raise MessageError(f"{topic}: {len(raw)} bytes, a payload has at most {MAX_PAYLOAD_BYTES}")
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise MessageError(f"{topic}: not a valid {kind.__name__}: {e}") from e
+
+
+def facts(**values: Any) -> dict[str, str | int | float | bool | None]:
+    """Facts of an event: what is not a plain value becomes text."""
+    plain = (str, int, float, bool, type(None))
+    return {key: v if isinstance(v, plain) else str(v) for key, v in values.items()}

@@ -1,0 +1,206 @@
+"""DeviceProfile: what a board is and can run, with a source for each claim.
+
+Profiles are YAML files, one board a file, that may extend another. A resolved profile is plain
+data; it travels in the manifest as JSON, so a board needs no YAML.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from edgekit.errors import ProfileError
+from edgekit.structs import Strict
+
+Accelerator = Literal["cpu", "gpu", "npu", "tpu"]
+Evidence = Literal["executed", "simulated", "estimated", "linted"]
+RuntimeKind = Literal["native", "container", "artefact-only"]
+Scalar = str | int | float | bool
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}\Z")]
+
+MAX_EXTENDS = 8
+
+
+class Provider(Strict, frozen=True, kw_only=True):
+    """One execution provider or delegate, in order of preference, with its options."""
+
+    name: str
+    options: dict[str, Scalar] = {}
+
+
+class EngineSpec(Strict, frozen=True, kw_only=True):
+    """One engine of the board, as its vendor or the wheel index ships it.
+
+    Attributes:
+        version: the version on the board, a prefix such as `1.23` is enough.
+        precisions: what the engine takes, in the order to prefer; `int8-qdq-u8s8` is QDQ with
+            unsigned activations and signed weights, `int8-qdq-s8s8` is symmetric.
+        max_onnx_ir: highest ONNX IR version that this version loads.
+        max_opset: highest opset of the default domain that this version runs.
+        threads: threads within one operator; 1 where several models share the cores.
+        wheels: where the board gets this engine from.
+    """
+
+    name: Literal["onnxruntime", "litert", "tflite-runtime"]
+    version: str
+    accelerator: Accelerator = "cpu"
+    providers: tuple[Provider, ...] = ()
+    precisions: tuple[str, ...] = ("fp32",)
+    max_onnx_ir: int = 10
+    max_opset: int = 21
+    threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    wheels: str = "PyPI"
+
+
+class Identify(Strict, frozen=True, kw_only=True):
+    """How to recognise the board; `None` asks for nothing."""
+
+    device_tree_model: str | None = None
+
+
+class Placement(Strict, frozen=True, kw_only=True):
+    """What must run on the accelerator.
+
+    Attributes:
+        min_accelerator_macs: least share (0 to 1) of MACs on the variant's accelerator.
+        fallback_ops: operators that may run on the CPU beside it.
+    """
+
+    min_accelerator_macs: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    fallback_ops: tuple[str, ...] = ()
+
+
+class Quality(Strict, frozen=True, kw_only=True):
+    """What of this profile was run, how, and when.
+
+    Attributes:
+        evidence: the best proof there is that an artefact for this profile works.
+        checked: date of the last check, ISO 8601.
+        verified: what was run or read, one sentence each.
+        unverified: what nobody has run yet, one sentence each.
+        sources: where the facts come from.
+    """
+
+    evidence: Evidence
+    checked: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d{2}-\d{2}\Z")]
+    verified: tuple[str, ...] = ()
+    unverified: tuple[str, ...] = ()
+    sources: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+
+
+class DeviceProfile(Strict, frozen=True, kw_only=True):
+    """One board, resolved (`extends` applied)."""
+
+    name: Name
+    title: str
+    architecture: Literal["x86_64", "aarch64"]
+    engines: Annotated[tuple[EngineSpec, ...], msgspec.Meta(min_length=1)]
+    quality: Quality
+    runtime: RuntimeKind = "native"
+    identify: Identify = Identify()
+    os: str | None = None
+    python: Annotated[str, msgspec.Meta(pattern=r"^3\.\d+\Z")] | None = None
+    drivers: dict[str, str] = {}
+    memory_mb: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    cores: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    power_modes: tuple[str, ...] = ()
+    placement: Placement = Placement()
+    notes: tuple[str, ...] = ()
+
+    def is_this_machine(self) -> bool:
+        """Whether this machine is the board, so that a latency measured here is the board's."""
+        if platform.machine() != self.architecture:
+            return False
+        wanted = self.identify.device_tree_model
+        return wanted is None or wanted in _device_tree_model()
+
+
+def _device_tree_model() -> str:
+    path = Path("/proc/device-tree/model")
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def search_path(extra: Sequence[Path] = ()) -> list[Path]:
+    """Folders that hold profiles: the given ones, then those that ship with edgekit."""
+    here = Path(__file__).parent
+    shipped = here / "device_profiles"
+    return [*extra, shipped if shipped.is_dir() else here.parent / "device_profiles"]
+
+
+def names(*, folders: Sequence[Path] = ()) -> list[str]:
+    """Every profile found, sorted."""
+    return sorted({file.stem for folder in search_path(folders) for file in folder.glob("*.yaml")})
+
+
+def find(name: str, *, folders: Sequence[Path] = ()) -> DeviceProfile:
+    """The resolved profile called `name`; a path to a YAML file is taken as it is."""
+    return resolve(name, _tree(name, folders=folders, seen=()))
+
+
+def read(path: Path) -> DeviceProfile:
+    """The resolved profile in one file."""
+    return find(str(path), folders=[path.parent])
+
+
+def resolve(name: str, tree: Mapping[str, Any]) -> DeviceProfile:
+    """Check a merged tree, raising `ProfileError` that names the wrong field."""
+    try:
+        return msgspec.convert(tree, DeviceProfile)
+    except msgspec.ValidationError as e:
+        raise ProfileError(f"profile {name} is not valid: {e}") from e
+
+
+def _tree(name: str, *, folders: Sequence[Path], seen: tuple[str, ...]) -> dict[str, Any]:
+    if name in seen or len(seen) >= MAX_EXTENDS:
+        raise ProfileError(f"profiles extend each other in a circle: {' -> '.join([*seen, name])}")
+    own = _load(_path(name, folders))
+    parent = own.pop("extends", None)
+    if parent is None:
+        return own
+    if not isinstance(parent, str):
+        raise ProfileError(f"profile {name}: extends must name one profile, not {parent!r}")
+    return merge(_tree(parent, folders=folders, seen=(*seen, name)), own)
+
+
+def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `child` over `parent`: mappings merge key by key, everything else is replaced.
+
+    The quality record is never inherited: what was run on one board says nothing of another.
+    """
+    merged = {key: value for key, value in parent.items() if key != "quality"}
+    for key, value in child.items():
+        below = merged.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        merged[key] = merge(below, value) if both and isinstance(below, dict) else value
+    return merged
+
+
+def _path(name: str, folders: Sequence[Path]) -> Path:
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return Path(name)
+    for folder in search_path(folders):
+        file = folder / f"{name}.yaml"
+        if file.is_file():
+            return file
+    raise ProfileError(
+        f"there is no profile called {name!r}",
+        hint=f"edgekit profiles list shows them: {', '.join(names(folders=folders))}",
+    )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import yaml  # a board gets its profile as JSON in the manifest and has no YAML
+
+    try:
+        tree = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, RecursionError) as e:
+        raise ProfileError(f"profile {path} cannot be read: {e}") from e
+    except yaml.YAMLError as e:
+        raise ProfileError(f"profile {path} is not YAML: {e}") from e
+    if not isinstance(tree, dict):
+        raise ProfileError(f"profile {path} must be a mapping, it is a {type(tree).__name__}")
+    return tree

@@ -1,0 +1,151 @@
+"""Recipe: how a model is made smaller and faster, and what it may cost. Every field has a default.
+
+The steps of pre- and post-processing are data, so that the build's evaluation and the daemon run
+the very same code on them (`edgekit_runtime.pipeline`) and the manifest can carry them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from edgekit.errors import RecipeError
+from edgekit.structs import Strict
+
+Positive = Annotated[int, msgspec.Meta(gt=0, le=65536)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Resample = Literal["nearest", "bilinear", "bicubic"]
+
+
+class Step(Strict, frozen=True, tag_field="op"):
+    """Base of a pipeline step; the field `op` says which one."""
+
+
+class Resize(Step, frozen=True, kw_only=True, tag="resize"):
+    """Picture [h, w, 3] to [height, width, 3], or its shorter edge to `shorter` pixels."""
+
+    width: Positive | None = None
+    height: Positive | None = None
+    shorter: Positive | None = None
+    resample: Resample = "bicubic"
+
+    def __post_init__(self) -> None:
+        both = self.width is not None and self.height is not None
+        neither = self.width is None and self.height is None
+        if not ((both and self.shorter is None) or (neither and self.shorter is not None)):
+            raise ValueError("resize takes either width and height, or shorter")
+
+
+class CenterCrop(Step, frozen=True, kw_only=True, tag="center_crop"):
+    """The middle [height, width, 3] of a picture."""
+
+    width: Positive
+    height: Positive
+
+
+class Normalise(Step, frozen=True, kw_only=True, tag="normalise"):
+    """Pixels to float32 (x - mean) / std, by channel, in units of 0..255."""
+
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (255.0, 255.0, 255.0)
+
+    def __post_init__(self) -> None:
+        if 0.0 in self.std:
+            raise ValueError("normalise cannot divide by a std of 0")
+
+
+class Layout(Step, frozen=True, kw_only=True, tag="layout"):
+    """The order of the axes the model takes."""
+
+    to: Literal["NCHW", "NHWC"]
+
+
+class Softmax(Step, frozen=True, kw_only=True, tag="softmax"):
+    """Scores [n, k] to probabilities [n, k]."""
+
+
+class TopK(Step, frozen=True, kw_only=True, tag="top_k"):
+    """Scores [n, c] to the k best classes, best first."""
+
+    k: Positive = 5
+    labels: tuple[str, ...] | None = None
+
+
+PreStep = Resize | CenterCrop | Normalise | Layout
+PostStep = Softmax | TopK
+
+
+class PassSpec(Strict, frozen=True, kw_only=True):
+    """One pass by name, with its options."""
+
+    name: str
+    options: dict[str, str | int | float | bool] = {}
+
+
+class Budget(Strict, frozen=True, kw_only=True):
+    """What an artefact may cost against its float parent.
+
+    Attributes:
+        accuracy_drop: largest drop of the metric, as a share (0.02 is two points).
+        min_agreement: least share of samples with the float model's answer.
+        min_speedup: least measured speed-up; only where the artefact ran on its own machine.
+    """
+
+    accuracy_drop: Share = 0.05
+    min_agreement: Share = 0.85
+    min_speedup: Annotated[float, msgspec.Meta(ge=1)] = 1.0
+    max_size_mb: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    max_latency_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    max_memory_mb: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
+class Split(Strict, frozen=True, kw_only=True):
+    """How samples are divided; whole groups go to one part, deterministically."""
+
+    calibration: Share = 0.25
+    golden: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    seed: int = 0
+
+
+class Training(Strict, frozen=True, kw_only=True):
+    """Makes the bundle trainable on a device: its `training/` entries are built.
+
+    Attributes:
+        loss: `cross_entropy` takes int64 labels [n], `mse` float targets shaped as the output.
+        trainable: initialisers to train; `None` trains every float one that the loss reaches.
+    """
+
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    optimiser: Literal["sgd"] = "sgd"
+    momentum: Share = 0.9
+    trainable: tuple[str, ...] | None = None
+
+
+class Recipe(Strict, frozen=True, kw_only=True):
+    """What `edgekit build --recipe` takes."""
+
+    preprocess: tuple[PreStep, ...] = ()
+    postprocess: tuple[PostStep, ...] = ()
+    passes: tuple[PassSpec, ...] = (PassSpec(name="static-int8"),)
+    budget: Budget = Budget()
+    metric: Literal["top1", "agreement", "mse", "cosine"] | None = None
+    split: Split = Split()
+    training: Training | None = None
+
+
+def read(path: Path) -> Recipe:
+    """Read a recipe file (YAML), raising `RecipeError` that names the wrong field."""
+    import yaml  # only a workstation reads recipes
+
+    try:
+        tree: Any = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, RecursionError) as e:
+        raise RecipeError(f"recipe {path} cannot be read: {e}") from e
+    except yaml.YAMLError as e:
+        raise RecipeError(f"recipe {path} is not YAML: {e}") from e
+    try:
+        return msgspec.convert(tree or {}, Recipe)
+    except msgspec.ValidationError as e:
+        raise RecipeError(f"recipe {path} is not valid: {e}") from e

@@ -1,0 +1,281 @@
+"""Keys and signatures of bundles: ECDSA P-256 in a DSSE envelope around an in-toto statement.
+
+The signature covers every entry, `reports/` included, in the form that OpenSSF `model_signing
+verify` 1.1 accepts for the unpacked folder. Only `cryptography` is needed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from edgekit import storage
+from edgekit.errors import ConfigError, IntegrityError, StorageError, UntrustedError
+from edgekit.manifest import canonical, decode_json
+
+ENTRY = "signature.sigstore.json"
+KEY_FILE = "edgekit.key"
+PUBLIC_FILE = "edgekit.pub"
+
+_MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+_PAYLOAD_TYPE = "application/vnd.in-toto+json"
+_STATEMENT = "https://in-toto.io/Statement/v1"
+_PREDICATE = "https://model_signing/signature/v1.0"
+_SERIALIZATION = {
+    "method": "files",
+    "hash_type": "sha256",
+    "allow_symlinks": False,
+    "ignore_paths": [ENTRY],
+}
+_SCHEME = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+
+
+class PublicKey:
+    """A key that may be trusted. `id` is the sha256 of its PEM, in hex."""
+
+    def __init__(self, key: ec.EllipticCurvePublicKey) -> None:
+        self._key = key
+        self.pem = key.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        self.id = hashlib.sha256(self.pem).hexdigest()
+
+    @classmethod
+    def read(cls, path: Path) -> PublicKey:
+        """Read a PEM file, raising `ConfigError` where it holds no P-256 public key."""
+        try:
+            key = serialization.load_pem_public_key(path.read_bytes())
+        except OSError as e:
+            raise ConfigError(f"public key {path} cannot be read: {e.strerror}") from e
+        except (ValueError, UnsupportedAlgorithm) as e:
+            raise ConfigError(f"{path} is not a public key in PEM") from e
+        if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)):
+            raise ConfigError(f"{path} is not a P-256 key", hint="edgekit keys new DIR makes one")
+        return cls(key)
+
+    def verify(self, signature: bytes, message: bytes) -> bool:
+        """Whether this key made `signature` over `message`."""
+        try:
+            self._key.verify(signature, message, _SCHEME)
+        except InvalidSignature:
+            return False
+        return True
+
+
+class SigningKey:
+    """A private P-256 key."""
+
+    def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
+        self._key = key
+        self.public = PublicKey(key.public_key())
+
+    @classmethod
+    def generate(cls) -> SigningKey:
+        return cls(ec.generate_private_key(ec.SECP256R1()))
+
+    @classmethod
+    def read(cls, path: Path) -> SigningKey:
+        """Read an unencrypted PEM file that nobody but its owner can read."""
+        try:
+            if path.stat().st_mode & 0o077:
+                raise ConfigError(
+                    f"private key {path} can be read by others", hint=f"chmod 600 {path}"
+                )
+            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        except OSError as e:
+            raise ConfigError(f"private key {path} cannot be read: {e.strerror}") from e
+        except (ValueError, TypeError, UnsupportedAlgorithm) as e:
+            raise ConfigError(f"{path} is not an unencrypted private key in PEM") from e
+        if not (
+            isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1)
+        ):
+            raise ConfigError(f"{path} is not a P-256 key", hint="edgekit keys new DIR makes one")
+        return cls(key)
+
+    def sign(self, message: bytes) -> bytes:
+        """A deterministic signature (RFC 6979) in DER."""
+        return self._key.sign(message, _SCHEME)
+
+    def pem(self) -> bytes:
+        return self._key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+
+
+def new_pair(folder: Path) -> tuple[Path, Path]:
+    """Write `edgekit.key` (0600) and `edgekit.pub`; existing keys are never replaced."""
+    private, public = folder / KEY_FILE, folder / PUBLIC_FILE
+    for path in (private, public):
+        if path.exists():
+            raise StorageError(f"{path} is there already", hint="name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as e:
+        raise StorageError(f"{folder} cannot be made: {e.strerror}") from e
+    key = SigningKey.generate()
+    storage.write(private, key.pem(), mode=0o600)
+    storage.write(public, key.public.pem)
+    return private, public
+
+
+def own_key() -> SigningKey:
+    """This workstation's signing key; the first call makes the pair and trusts it here."""
+    folder = storage.config_home() / "keys"
+    if not (folder / KEY_FILE).exists():
+        _, public = new_pair(folder)
+        trusted = trust_folder()
+        trusted.mkdir(parents=True, exist_ok=True, mode=0o700)
+        storage.write(trusted / PUBLIC_FILE, public.read_bytes())
+    return SigningKey.read(folder / KEY_FILE)
+
+
+def trust_folder() -> Path:
+    """Where `run` and `verify` find the keys that this workstation trusts."""
+    return storage.config_home() / "trust.d"
+
+
+def trusted_keys(extra: Sequence[Path] = ()) -> list[PublicKey]:
+    """Keys in the trust folder and in the files of `extra`."""
+    return [PublicKey.read(path) for path in [*sorted(trust_folder().glob("*.pub")), *extra]]
+
+
+def sign(name: str, digests: Mapping[str, str], key: SigningKey) -> bytes:
+    """The content of `signature.sigstore.json`.
+
+    Args:
+        name: name of the one subject; for people, nothing compares it.
+        digests: entry name to sha256 in hex, of every entry but the signature.
+        key: who signs.
+    """
+    payload = canonical(_statement(name, digests))
+    envelope = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": _PAYLOAD_TYPE,
+        "signatures": [{"sig": base64.b64encode(key.sign(_pae(payload))).decode(), "keyid": ""}],
+    }
+    return canonical(
+        {
+            "mediaType": _MEDIA_TYPE,
+            "verificationMaterial": {"publicKey": {"hint": key.public.id}, "tlogEntries": []},
+            "dsseEnvelope": envelope,
+        }
+    )
+
+
+class Signature(msgspec.Struct, frozen=True, kw_only=True):
+    """A signature file, read; `digests` is what it signs, in its order."""
+
+    hint: str
+    sig: bytes
+    payload: bytes
+    digests: dict[str, str]
+
+    def check(self, digests: Mapping[str, str]) -> None:
+        """Compare what was signed with what is there, raising `IntegrityError` for a difference."""
+        for name in sorted({*digests, *self.digests}):
+            if name not in self.digests:
+                raise IntegrityError(f"{name} is not covered by the signature")
+            if name not in digests:
+                raise IntegrityError(f"{name} is signed, but not there")
+            if digests[name] != self.digests[name]:
+                raise IntegrityError(f"{name}: sha256 differs from what was signed")
+
+    def signer(self, trusted: Sequence[PublicKey]) -> PublicKey:
+        """The trusted key that made this signature, raising `UntrustedError` where none did."""
+        message = _pae(self.payload)
+        for key in trusted:
+            if key.verify(self.sig, message):
+                return key
+        raise UntrustedError(
+            f"signed by key {self.hint[:16]}…, which is not one of {len(trusted)} trusted keys",
+            hint="--trust PUBKEY names a key to trust",
+        )
+
+
+def decode(raw: bytes) -> Signature:
+    """Read a signature file, raising `IntegrityError` where its form is not the one we accept."""
+    try:
+        bundle = msgspec.json.decode(raw, type=_SigstoreBundle)
+        payload = base64.b64decode(bundle.dsseEnvelope.payload, validate=True)
+        sig = base64.b64decode(bundle.dsseEnvelope.signatures[0].sig, validate=True)
+        statement: Any = decode_json(payload, f"the statement of {ENTRY}", sorted_keys=False)
+        resources = statement["predicate"]["resources"]
+        digests = {resource["name"]: resource["digest"] for resource in resources}
+        name = statement["subject"][0]["name"]
+    except (msgspec.MsgspecError, binascii.Error, LookupError, TypeError, UnicodeDecodeError) as e:
+        raise IntegrityError(f"{ENTRY} is not a signature of a bundle: {e}") from e
+    if bundle.mediaType != _MEDIA_TYPE or bundle.dsseEnvelope.payloadType != _PAYLOAD_TYPE:
+        raise IntegrityError(f"{ENTRY} is of another media type")
+    if len(bundle.dsseEnvelope.signatures) != 1:
+        raise IntegrityError(f"{ENTRY} must hold one signature")
+    if not _are_digests(digests) or len(resources) != len(digests):
+        raise IntegrityError(f"{ENTRY} lists a resource twice or without its sha256")
+    if statement != _statement(name, digests):
+        raise IntegrityError(f"{ENTRY} signs a statement of another form, order or digest")
+    hint = bundle.verificationMaterial.publicKey.hint
+    return Signature(hint=hint, sig=sig, payload=payload, digests=digests)
+
+
+class _Hint(msgspec.Struct):
+    hint: str = ""
+
+
+class _Material(msgspec.Struct):
+    publicKey: _Hint  # noqa: N815 - the wire's own name
+
+
+class _Sig(msgspec.Struct):
+    sig: str
+
+
+class _Envelope(msgspec.Struct):
+    payload: str
+    payloadType: str  # noqa: N815 - the wire's own name
+    signatures: list[_Sig]
+
+
+class _SigstoreBundle(msgspec.Struct):
+    mediaType: str  # noqa: N815 - the wire's own name
+    verificationMaterial: _Material  # noqa: N815 - the wire's own name
+    dsseEnvelope: _Envelope  # noqa: N815 - the wire's own name
+
+
+def _statement(name: str, digests: Mapping[str, str]) -> dict[str, Any]:
+    names = sorted(digests)
+    root = hashlib.sha256(b"".join(bytes.fromhex(digests[entry]) for entry in names)).hexdigest()
+    resources = [
+        {"algorithm": "sha256", "digest": digests[entry], "name": entry} for entry in names
+    ]
+    return {
+        "_type": _STATEMENT,
+        "subject": [{"name": name, "digest": {"sha256": root}}],
+        "predicateType": _PREDICATE,
+        "predicate": {"serialization": _SERIALIZATION, "resources": resources},
+    }
+
+
+def _are_digests(digests: Mapping[Any, Any]) -> bool:
+    return all(
+        isinstance(name, str)
+        and isinstance(digest, str)
+        and len(digest) == 64
+        and not set(digest) - set("0123456789abcdef")
+        for name, digest in digests.items()
+    )
+
+
+def _pae(payload: bytes) -> bytes:
+    """DSSE's pre-authentication encoding (secure-systems-lab/dsse, protocol.md)."""
+    kind = _PAYLOAD_TYPE.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)

@@ -1,0 +1,1 @@
+"""What runs on a board: engines, serving, updates, telemetry and training."""
