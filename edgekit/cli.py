@@ -18,7 +18,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "build": ("edgekit_converters.commands:build", "Build one signed bundle per profile."),
     "coordinator": ("edgekit.fleet.commands:coordinator", "Run the coordinator and dashboard."),
     "demo": ("edgekit_converters.demo.commands:demo", "Tell the whole story on this machine."),
-    "device": ("edgekit_runtime.commands:device", "A board's own view: status, rollback."),
+    "device": ("edgekit_runtime.device:device", "A board's own view: status, rollback."),
     "fleet": ("edgekit.fleet.commands:fleet", "Show the devices of a fleet."),
     "inspect": ("edgekit.inspect:inspect", "Show what a model or a bundle is."),
     "keys": ("edgekit.commands:keys", "Make signing keys."),
@@ -70,7 +70,7 @@ def main() -> None:
 
 def daemon_main() -> None:
     """Entry point of `edgekitd`."""
-    _run(_import("edgekit_runtime.commands:daemon"), prog="edgekitd")
+    _run(_import("edgekit_runtime.device:daemon"), prog="edgekitd")
 
 
 def _import(target: str) -> click.Command:

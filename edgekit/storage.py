@@ -16,11 +16,12 @@ from edgekit.errors import StorageError
 def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` that takes its place when the block ends well.
 
-    Raises `StorageError` where the disk is full or the folder cannot be written; the temporary
+    The folder is made where it is missing. Raises `StorageError` where the disk is full or the folder cannot be written; the temporary
     file is gone then, and what stood at `path` still stands.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, mode)
         try:
             with open(descriptor, "w+b") as file:

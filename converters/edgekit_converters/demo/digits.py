@@ -20,8 +20,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekit import storage
 from edgekit.errors import DataError
-from edgekit_converters.demo.files import whole, write_arrays
+from edgekit_converters.demo.files import write_arrays
 
 OPSET = 17
 IR_VERSION = 8
@@ -80,8 +81,7 @@ def write_digits(folder: Path, *, devices: int, seed: int) -> None:
     parts = split(digits.labels, devices=devices, rng=rng)
     factory = digits.take(parts.factory)
     model = to_onnx(train(initial_weights(rng), factory, rng=rng))
-    with whole(folder / "digits.onnx") as partial:
-        partial.write_bytes(model.SerializeToString(deterministic=True))
+    storage.write(folder / "digits.onnx", model.SerializeToString(deterministic=True))
     files = {"factory": parts.factory, "heldout": parts.heldout}
     files |= {f"device-{number}": part for number, part in enumerate(parts.devices, start=1)}
     for name, part in files.items():

@@ -19,9 +19,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekit import storage
 from edgekit.errors import ModelError
 from edgekit_converters.demo.checkpoint import read_checkpoint
-from edgekit_converters.demo.files import package_folder, whole
+from edgekit_converters.demo.files import package_folder
 
 OPSET = 17
 IR_VERSION = 8
@@ -52,8 +53,7 @@ def write_lite0(path: Path) -> None:
         model = _model(state)
     except KeyError as e:
         raise ModelError(f"checkpoint {checkpoint} has no tensor {e}") from e
-    with whole(path) as partial:
-        partial.write_bytes(model.SerializeToString(deterministic=True))
+    storage.write(path, model.SerializeToString(deterministic=True))
 
 
 def fold_batch_norm(

@@ -8,6 +8,7 @@ splits or resamples the data can keep them together.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgekit import storage
 from edgekit.errors import DataError
-from edgekit_converters.demo.files import package_folder, whole, write_arrays
-
-SIZE = 224
-"""Height and width of a crop, in pixels."""
+from edgekit_converters.demo.files import package_folder, write_arrays
+from edgekit_converters.demo.lite0 import SIZE
 
 _CENTRE_FRACTION = SIZE / (SIZE + 32)
 _AREA = (0.6, 1.0)
@@ -98,16 +98,12 @@ def write_pictures(folder: Path) -> None:
     """
     sources = photos()
     for photo in sources:
-        jpeg = photo.path.read_bytes()
-        with whole(folder / photo.path.name) as partial:
-            partial.write_bytes(jpeg)
-    with (
-        whole(folder / "labels.csv") as partial,
-        partial.open("w", encoding="utf-8", newline="") as file,
-    ):
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("file", "label"))
-        table.writerows((photo.path.name, photo.label) for photo in sources)
+        storage.write(folder / photo.path.name, photo.path.read_bytes())
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("file", "label"))
+    writer.writerows((photo.path.name, photo.label) for photo in sources)
+    storage.write(folder / "labels.csv", table.getvalue().encode())
 
 
 def preprocess(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -1,0 +1,66 @@
+# Every target that needs Python packages makes .venv first, with the versions of uv.lock.
+PYTHON ?= python3
+EXTRAS := --extra device --extra litert --extra host --extra coordinator --extra demo
+BIN := .venv/bin
+UV := $(shell command -v uv 2>/dev/null)
+# pyenv's shims hide an interpreter that is there from uv, so it is looked for by path first.
+BOARD_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10)),3.10)
+SOURCES := $(shell git ls-files edgekit runtime converters device_profiles 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types layers test-slow bench system-deps clean
+
+help: ## Show the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: .venv/ready ## Tell the whole story on this machine: build, serve, fleet, rollout, round.
+	$(BIN)/edgekit demo $(DEMO)
+
+test: .venv/ready .venv-board/ready ## Run the tests.
+	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST)
+
+check: lint types layers test ## Run everything that CI runs.
+
+lint: .venv/ready ## Check style and formatting.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready ## Check types.
+	$(BIN)/mypy
+
+layers: .venv/ready ## Check which package may import which.
+	$(BIN)/lint-imports
+
+bench: .venv/ready ## Measure the figures of the README.
+	$(BIN)/python -m benchmarks
+
+system-deps: ## Install the Debian packages that some tests want.
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients
+
+clean: ## Remove what the targets above made.
+	rm -rf .venv .venv-board dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# Without uv on the machine, pip brings it into .venv, so that both ways install what uv.lock says.
+.venv/ready: pyproject.toml uv.lock
+ifeq ($(UV),)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "uv>=0.9,<1"
+	$(BIN)/uv sync --locked --inexact --python $(BIN)/python $(EXTRAS)
+else
+	$(UV) sync --locked --python ">=3.11" $(EXTRAS)
+endif
+	@touch $@
+
+# A board as it is: the oldest Python that ships on one (JetPack 6 has 3.10), the wheel that users
+# get, the extra `device` at the versions of uv.lock, and nothing else.
+.venv-board/ready: .venv/ready $(SOURCES)
+	@UV="$(or $(UV),$(BIN)/uv)"; rm -rf .venv-board; \
+	if ! "$$UV" venv --quiet --python "$(BOARD_PYTHON)" .venv-board; then \
+	  echo "no Python 3.10 here: the tests of the board's environment will be skipped"; exit 0; \
+	fi; \
+	set -e; "$$UV" build --quiet --wheel --out-dir .venv-board/dist; \
+	"$$UV" export --quiet --locked --no-default-groups --no-emit-project --extra device \
+	  --output-file .venv-board/requirements.txt >/dev/null; \
+	"$$UV" pip install --quiet --python .venv-board/bin/python \
+	  -r .venv-board/requirements.txt .venv-board/dist/*.whl; \
+	touch $@

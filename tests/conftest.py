@@ -1,0 +1,36 @@
+"""What all tests share: hypothesis without deadlines, and skips that CI does not forgive."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Machines are shared and noisy: a slow example is no failure.
+settings.register_profile(
+    "edgekit", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("edgekit")
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep keys, caches and fleets of a test out of the home of whoever runs it."""
+    home = tmp_path_factory.mktemp("home")
+    for variable in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(variable, str(home / variable.lower()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> object:
+    """With CI=true a test that skips because something is not installed has failed."""
+    report = yield
+    assert isinstance(report, pytest.TestReport)
+    reason = str(report.longrepr)
+    if report.skipped and os.environ.get("CI") == "true" and "make system-deps" in reason:
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, where everything must be installed: {reason}"
+    return report
