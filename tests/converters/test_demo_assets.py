@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgekit.errors import DataError, StorageError
 from edgekit_converters.demo import digits
-from edgekit_converters.demo.files import package_folder, whole
+from edgekit_converters.demo.files import package_folder
 from edgekit_converters.demo.lite0 import fold_batch_norm, same_padding, write_lite0
 from edgekit_converters.demo.photos import (
     centre_crop,
@@ -299,21 +297,5 @@ def test_a_package_that_is_not_installed_is_named_with_what_adds_it() -> None:
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").write_bytes(b"")
 
-    with pytest.raises(StorageError, match=r"cannot write .*taken/lite0\.onnx"):
+    with pytest.raises(StorageError, match=r"taken/lite0\.onnx cannot be written"):
         write_lite0(tmp_path / "taken" / "lite0.onnx")
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(b"old")
-
-    def write_half() -> None:
-        with whole(path) as partial:
-            partial.write_bytes(b"ne")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with pytest.raises(StorageError, match="No space left on device"):
-        write_half()
-
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]

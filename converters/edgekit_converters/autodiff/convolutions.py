@@ -80,7 +80,7 @@ def _conv(call: Call) -> dict[int, str]:
 
 def _conv_by_kernel(call: Call, x: str, group: int, window: Window) -> str:
     graph, kernel = call.graph, call.node.input[1]
-    outputs, per_group = graph.fixed(kernel, [0, 1])
+    (per_group,) = graph.fixed(kernel, [1])
     spatial = list(range(len(window.data)))
     # Samples become channels: [N, G*C, ...] -> [C, G*N, ...] and [N, G*O, ...] -> [G*O, N, ...].
     split = graph.add("Reshape", [x, graph.integers([-1, group, per_group, *window.data])])

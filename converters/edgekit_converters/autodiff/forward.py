@@ -32,8 +32,7 @@ class Forward:
         nodes: the nodes, in topological order.
         inputs: the inputs that are not weights, with their types; the batch is dynamic.
         outputs: names of the outputs.
-        initialisers: all constants by name, in the model's order.
-        sparse: sparse constants, carried along.
+        initialisers: the stored constants by name, in the model's order.
         types: what is known of each tensor.
         opsets: the operator sets, of which the standard one lies within the limits above.
     """
@@ -42,14 +41,8 @@ class Forward:
     inputs: dict[str, TensorType]
     outputs: list[str]
     initialisers: dict[str, onnx.TensorProto]
-    sparse: list[onnx.SparseTensorProto]
     types: dict[str, TensorType]
     opsets: list[onnx.OperatorSetIdProto]
-
-    @property
-    def opset(self) -> int:
-        """Version of the standard operator set."""
-        return _standard_opset(self.opsets)
 
 
 def read_forward(model: onnx.ModelProto) -> Forward:
@@ -58,20 +51,30 @@ def read_forward(model: onnx.ModelProto) -> Forward:
     The model passed in is not changed.
 
     Raises:
-        ModelError: the model is not valid ONNX, keeps weights in other files, uses an opset beyond
-            `NEWEST_OPSET`, or does not allow more than one sample at a time.
+        ModelError: the model is not valid ONNX, keeps weights sparse or in other files, uses an
+            opset beyond `NEWEST_OPSET`, or has an input that is not a tensor.
     """
     if any(c.data_location == TensorProto.EXTERNAL for c in model.graph.initializer):
         raise ModelError(
             "the weights of the model lie in another file and were not loaded",
             hint="load it with onnx.load(path), which reads external data",
         )
+    if model.graph.sparse_initializer:
+        raise ModelError(
+            "the model holds sparse initialisers, which cannot be trained through",
+            hint="store them as dense tensors",
+        )
+    model = _raise_opset(inliner.inline_local_functions(model) if model.functions else model)
+    model = _infer(_free_batch(model))
+    # Checked after inference, since many exporters leave out the shapes of outputs.
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as e:
-        raise ModelError(f"the model is not valid ONNX: {e}") from e
-    model = _raise_opset(inliner.inline_local_functions(model) if model.functions else model)
-    model = _infer(_free_batch(model))
+        raise ModelError(
+            f"the model is not valid ONNX: {e}",
+            hint="check it with onnx.checker.check_model; outputs that no shape can be inferred "
+            "for must declare one",
+        ) from e
     graph = model.graph
     constants = {c.name: c for c in graph.initializer}
     types = {v.name: _type_of(v) for v in (*graph.input, *graph.value_info, *graph.output)}
@@ -86,7 +89,6 @@ def read_forward(model: onnx.ModelProto) -> Forward:
         inputs={name: known[name] for name in inputs},
         outputs=[v.name for v in graph.output],
         initialisers=constants,
-        sparse=list(graph.sparse_initializer),
         types=known,
         opsets=list(model.opset_import),
     )
@@ -138,7 +140,7 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Copy a model with a dynamic batch and without the shapes that an exporter wrote down."""
+    """Copy a model with a dynamic batch, and forget the inner shapes that were written for one."""
     freed = onnx.ModelProto()
     freed.CopyFrom(model)
     graph = freed.graph
@@ -151,8 +153,9 @@ def _free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
             dims[0].dim_param = BATCH
     del graph.value_info[:]
     for value in graph.output:
-        if value.type.HasField("tensor_type"):
-            value.type.tensor_type.ClearField("shape")
+        dims = value.type.tensor_type.shape.dim
+        if dims and (not dims[0].HasField("dim_value") or dims[0].dim_value == 1):
+            dims[0].Clear()
     return freed
 
 

@@ -52,11 +52,10 @@ def backpropagate(
     moving = _depending_on(graph, nodes, weights)
     found: dict[str, list[str]] = {start: [gradient]}
     for node in reversed(nodes):
-        reached = [name for name in node.output if name in found and name in moving]
-        if not reached:
+        if not any(name in found and name in moving for name in node.output):
             continue
         rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        if rule is None or reached != [node.output[0]]:
+        if rule is None:
             raise _no_gradient(node)
         call = Call(graph=graph, node=node, gradient=_total(graph, found, node.output[0]))
         gradients = rule(call)

@@ -81,23 +81,17 @@ class Graph:
             output: name of the output; by default a fresh one.
             attributes: the node's attributes; None leaves one out.
         """
-        return self.add_many(operator, inputs, [output or self._fresh(operator)], **attributes)[0]
+        name = output or self._fresh(operator)
+        self._append(operator, inputs, [name], attributes)
+        return name
 
     def add_many(
-        self,
-        operator: str,
-        inputs: Sequence[str],
-        outputs: int | Sequence[str],
-        **attributes: Any,
+        self, operator: str, inputs: Sequence[str], count: int, **attributes: Any
     ) -> list[str]:
-        """Append a node with several outputs, given by name or by number, and return them."""
-        if isinstance(outputs, int):
-            outputs = [self._fresh(operator) for _ in range(outputs)]
-        self.nodes.append(
-            helper.make_node(operator, list(inputs), outputs, name=outputs[0], **attributes)
-        )
-        self._taken.update(outputs)
-        return list(outputs)
+        """Append a node with several outputs and return their fresh names."""
+        names = [self._fresh(operator) for _ in range(count)]
+        self._append(operator, inputs, names, attributes)
+        return names
 
     def constant(self, value: NDArray[Any]) -> str:
         """Return the name of a constant that holds this array; equal arrays share one."""
@@ -197,6 +191,17 @@ class Graph:
         summed = self.add("ReduceSum", [gradient, axes], keepdims=1, noop_with_empty_axes=1)
         return self.add("Reshape", [summed, shape])
 
+    def _append(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        node = helper.make_node(operator, inputs, outputs, name=outputs[0], **attributes)
+        self.nodes.append(node)
+        self._taken.update(outputs)
+
     def _fresh(self, operator: str) -> str:
         while True:
             name = f"training/{operator}_{self._count}"
@@ -212,14 +217,11 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def reads_of(node: onnx.NodeProto) -> list[str]:
-    """Return every tensor that a node reads, also those that its subgraphs take from outside."""
+    """Return every tensor that a node or a node of its subgraphs reads."""
     names = [name for name in node.input if name]
     for attribute in node.attribute:
         for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            own = {v.name for v in body.input} | {c.name for c in body.initializer}
-            for inner in body.node:
-                names += [name for name in reads_of(inner) if name not in own]
-                own.update(inner.output)
+            names += [name for inner in body.node for name in reads_of(inner)]
     return names
 
 

@@ -42,7 +42,7 @@ class Loss(Protocol):
         ...
 
     def labels(self, scores: TensorType) -> TensorType:
-        """Return the type of the graph input `labels`; a `ModelError` says the scores do not fit."""
+        """Return the type of `labels`, or raise a `ModelError` if the scores do not fit."""
         ...
 
     def append(self, graph: Graph, scores: str) -> LossNodes:
@@ -114,6 +114,11 @@ class MeanSquaredError(msgspec.Struct, frozen=True):
 
     def labels(self, scores: TensorType) -> TensorType:
         """Return the type of the scores."""
+        if scores.shape is None:
+            raise ModelError(
+                "the rank of the model's scores cannot be inferred, and the labels need it",
+                hint="give the model's inputs a fixed rank and fold its constants first",
+            )
         return scores
 
     def append(self, graph: Graph, scores: str) -> LossNodes:

@@ -66,12 +66,15 @@ class SGD(msgspec.Struct, frozen=True, kw_only=True):
                 states.append(state)
                 output = updated(state)
                 step = _plus(graph, step, self.momentum, state, like=weight, output=output)
-            _descend(graph, weight, step)
+            _descend(graph, weight, step, rate=LEARNING_RATE)
         return states
 
 
 class Adam(msgspec.Struct, frozen=True, kw_only=True):
     """Adam with bias correction: Kingma and Ba, "Adam", ICLR 2015, algorithm 1.
+
+    The corrections are applied to the learning rate and to epsilon, which are scalars, and not to
+    the moments: the same step in fewer passes over the weights (section 2 of the paper).
 
     States: `state/first_moment/WEIGHT` and `state/second_moment/WEIGHT` for each weight, and
     `state/step`, 0-d float32, the number of steps taken.
@@ -91,7 +94,13 @@ class Adam(msgspec.Struct, frozen=True, kw_only=True):
         step = graph.declare("state/step", TensorType(TensorProto.FLOAT, ()))
         one = graph.scalar(1, like=step)
         count = graph.add("Add", [step, one], output=updated(step))
-        corrections = [self._correction(graph, beta, count) for beta in (self.beta1, self.beta2)]
+        first_left, second_left = (
+            graph.add("Sub", [one, graph.add("Pow", [graph.scalar(beta, like=step), count])])
+            for beta in (self.beta1, self.beta2)
+        )
+        root = graph.add("Sqrt", [second_left])
+        rate = graph.add("Mul", [LEARNING_RATE, graph.add("Div", [root, first_left])])
+        least = graph.add("Mul", [root, graph.scalar(self.epsilon, like=step)])
         states = [step]
         for weight, gradient in gradients.items():
             first, second = (_state(graph, k, weight) for k in ("first_moment", "second_moment"))
@@ -99,19 +108,9 @@ class Adam(msgspec.Struct, frozen=True, kw_only=True):
             square = graph.add("Mul", [gradient, gradient])
             mean = _blend(graph, first, self.beta1, gradient)
             spread = _blend(graph, second, self.beta2, square)
-            mean, spread = (
-                graph.add("Div", [moment, _as(graph, correction, like=weight)])
-                for moment, correction in zip((mean, spread), corrections, strict=True)
-            )
-            size = graph.add("Sqrt", [spread])
-            floor = graph.add("Add", [size, graph.scalar(self.epsilon, like=weight)])
-            _descend(graph, weight, graph.add("Div", [mean, floor]))
+            floor = graph.add("Add", [graph.add("Sqrt", [spread]), _as(graph, least, like=weight)])
+            _descend(graph, weight, graph.add("Div", [mean, floor]), rate=rate)
         return states
-
-    def _correction(self, graph: Graph, beta: float, count: str) -> str:
-        """Append 1 - beta ** count, which undoes the pull of the zeros a moment starts from."""
-        power = graph.add("Pow", [graph.scalar(beta, like="state/step"), count])
-        return graph.add("Sub", [graph.scalar(1, like="state/step"), power])
 
 
 def _state(graph: Graph, kind: str, weight: str) -> str:
@@ -132,9 +131,10 @@ def _blend(graph: Graph, state: str, beta: float, new: str) -> str:
     return _plus(graph, kept, 1 - beta, new, like=state, output=updated(state))
 
 
-def _descend(graph: Graph, weight: str, step: str) -> None:
-    rate = _as(graph, LEARNING_RATE, like=weight)
-    graph.add("Sub", [weight, graph.add("Mul", [step, rate])], output=updated(weight))
+def _descend(graph: Graph, weight: str, step: str, *, rate: str) -> None:
+    """Append weight - rate * step as the weight's next value."""
+    scaled = graph.add("Mul", [step, _as(graph, rate, like=weight)])
+    graph.add("Sub", [weight, scaled], output=updated(weight))
 
 
 def _as(graph: Graph, name: str, *, like: str) -> str:

@@ -1,4 +1,4 @@
-"""Gradients of sums and means over axes, and of the two softmax operators.
+"""Gradients of sums and means over axes and of the two softmax operators.
 
 Axes may be an attribute or an input: ONNX moved them for `ReduceMean` in opset 18.
 """
@@ -15,21 +15,12 @@ def _reduce_sum(call: Call) -> dict[int, str]:
 
 
 def _reduce_mean(call: Call) -> dict[int, str]:
-    graph, x = call.graph, call.node.input[0]
-    element = graph.type_of(x).element
-    kept = graph.add("Cast", [graph.add("Size", [call.output])], to=element)
-    all_of_it = graph.add("Cast", [graph.add("Size", [x])], to=element)
-    share = graph.add("Mul", [call.gradient, graph.add("Div", [kept, all_of_it])])
-    return {0: _spread(call, share)}
+    return {0: _spread(call, _share(call))}
 
 
 def _global_average_pool(call: Call) -> dict[int, str]:
-    graph, x = call.graph, call.node.input[0]
-    size = 1
-    for length in graph.fixed(x, range(2, len(graph.dimensions(x)))):
-        size *= length
-    share = graph.add("Mul", [call.gradient, graph.scalar(1 / size, like=x)])
-    return {0: graph.add("Expand", [share, graph.shape_of(x)])}
+    shape = call.graph.shape_of(call.node.input[0])
+    return {0: call.graph.add("Expand", [_share(call), shape])}
 
 
 def _softmax(call: Call) -> dict[int, str]:
@@ -48,6 +39,15 @@ def _log_softmax(call: Call) -> dict[int, str]:
 
 def _softmax_axis(call: Call) -> str:
     return call.graph.integers([call.attributes.get("axis", -1)])
+
+
+def _share(call: Call) -> str:
+    """Divide a gradient by the number of elements that each mean was taken of."""
+    graph, x = call.graph, call.node.input[0]
+    element = graph.type_of(x).element
+    means = graph.add("Cast", [graph.add("Size", [call.output])], to=element)
+    elements = graph.add("Cast", [graph.add("Size", [x])], to=element)
+    return graph.add("Mul", [call.gradient, graph.add("Div", [means, elements])])
 
 
 def _spread(call: Call, gradient: str) -> str:

@@ -8,7 +8,8 @@ finished graph is removed at the end, so rules need not know who trains what.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import onnx
@@ -29,15 +30,16 @@ class Call:
     graph: Graph
     node: onnx.NodeProto
     gradient: str
-    attributes: dict[str, Any] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "attributes", attributes_of(self.node))
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """The node's attributes as Python values."""
+        return attributes_of(self.node)
 
     @property
     def output(self) -> str:
         """Name of the node's first output."""
-        return self.node.output[0]
+        return str(self.node.output[0])
 
     def input(self, index: int) -> str | None:
         """Return the name of an input, or None where an optional one is left out."""

@@ -151,7 +151,7 @@ def _weights(forward: Forward, trainable: Sequence[str] | None, scores: str) -> 
         names = [name for name in floats if name in reached]
         if not names:
             raise ModelError(
-                "no float initialiser of the model reaches its output, so there is nothing to train",
+                "no float initialiser of the model reaches its output: nothing can be trained",
                 hint="export the model with its weights as float32 initialisers",
             )
         return names
@@ -209,7 +209,6 @@ def _finish(
         [value_info(n, graph.type_of(n)) for n in inputs],
         [value_info(n, kind) for n, kind in outputs.items()],
         [constant for n, constant in graph.constants.items() if n in needed],
-        sparse_initializer=[s for s in forward.sparse if s.values.name in needed],
     )
     made = helper.make_model(proto, opset_imports=forward.opsets, producer_name="edgekit")
     made.ir_version = helper.find_min_ir_version_for(forward.opsets, ignore_unknown=True)
