@@ -17,7 +17,13 @@ from types import TracebackType
 from typing import Protocol
 
 from edgekit import container, manifest, signing, storage, tensors
-from edgekit.errors import BundleError, IntegrityError, StorageError, UntrustedError
+from edgekit.errors import (
+    BundleError,
+    IntegrityError,
+    MessageError,
+    StorageError,
+    UntrustedError,
+)
 from edgekit.manifest import Artifact, Manifest, Variant
 from edgekit.signing import PublicKey, SigningKey
 from edgekit.tensors import Arrays
@@ -47,7 +53,7 @@ class Bundle:
         self._source = source
         sizes = source.sizes()
         if MANIFEST not in sizes:
-            raise BundleError(f"{path} has no {MANIFEST}")
+            raise BundleError(f"there is no {MANIFEST}")
         raw = self._bytes(MANIFEST, limit=manifest.MAX_MANIFEST_BYTES)
         self.manifest: Manifest = manifest.decode(raw)
         self.digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
@@ -71,12 +77,15 @@ class Bundle:
             ManifestError: the manifest has a wrong or unknown field.
             IntegrityError: an entry differs from its sha256; the message names it.
         """
-        source: Source = Folder(path) if path.is_dir() else File(path)
         try:
-            return cls(path, source)
-        except BaseException:
-            source.close()
-            raise
+            source: Source = Folder(path) if path.is_dir() else File(path)
+            try:
+                return cls(path, source)
+            except BaseException:
+                source.close()
+                raise
+        except BundleError as e:
+            raise type(e)(f"{path}: {e}", hint=e.hint) from e
 
     def verify(self, trusted: Sequence[PublicKey]) -> PublicKey:
         """The trusted key that signed, raising `UntrustedError` where there is none."""
@@ -95,9 +104,12 @@ class Bundle:
         return self._bytes(name, limit=manifest.MAX_JSON_BYTES)
 
     def tensors(self, name: str) -> Arrays:
-        """The arrays of a safetensors entry."""
+        """The arrays of a safetensors entry, raising `BundleError` where it is not one."""
         self._require(name)
-        return tensors.decode(bytes(self._source.view(name)), what=name)
+        try:
+            return tensors.decode(bytes(self._source.view(name)), what=name)
+        except MessageError as e:
+            raise BundleError(f"{self.path}: {e}") from e
 
     def artifact(self, variant: Variant) -> Path:
         """The file of a variant's artefact, for an engine. Only an unpacked bundle has one."""
@@ -116,17 +128,19 @@ class Bundle:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("xb") as file:
                     file.write(self._source.view(name))
+                    file.flush()
                     os.fsync(file.fileno())
             for parent, _, _ in os.walk(temporary):
                 storage.sync_folder(Path(parent))
             os.rename(temporary, folder)
             storage.sync_folder(folder.parent)
         except OSError as e:
-            shutil.rmtree(temporary, ignore_errors=True)
             raise StorageError(
                 f"{self.path} cannot be unpacked to {folder}: {e.strerror}",
-                hint="check free space and permissions",
+                hint="check free space and permissions, and that nothing stands there",
             ) from e
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         return folder
 
     def close(self) -> None:
@@ -180,9 +194,9 @@ class File:
             self._entries = container.read(self._map)
             for entry in self._entries.values():
                 container.check_crc(self._map, entry)
-        except BundleError as e:
+        except BundleError:
             self._map.close()
-            raise type(e)(f"{path}: {e}", hint=e.hint) from e
+            raise
         self._views: list[memoryview] = []
 
     def sizes(self) -> dict[str, int]:
@@ -204,18 +218,22 @@ class File:
 
 
 class Folder:
-    """Entries of an unpacked bundle. Only plain files count; a link is refused."""
+    """Entries of an unpacked bundle, under the limits of a file. A link is refused."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._sizes: dict[str, int] = {}
-        for file in sorted(path.rglob("*")):
+        for file in path.rglob("*"):
             status = file.lstat()
             if stat.S_ISDIR(status.st_mode):
                 continue
+            name = file.relative_to(path).as_posix()
             if not stat.S_ISREG(status.st_mode):
-                raise BundleError(f"{file} is not a plain file")
-            self._sizes[file.relative_to(path).as_posix()] = status.st_size
+                raise BundleError(f"{name!r} is not a plain file")
+            if status.st_size > container.MAX_ENTRY_BYTES:
+                raise BundleError(f"{name!r} is larger than {container.MAX_ENTRY_BYTES} bytes")
+            self._sizes[name] = status.st_size
+        container.check_names(self._sizes)
         self._maps: list[mmap.mmap] = []
 
     def sizes(self) -> dict[str, int]:
@@ -252,22 +270,31 @@ def write(
         reports: entry name below `reports/` to bytes; signed, outside the digest.
         key: who signs.
     """
+    for name in reports:
+        if not name.startswith(REPORTS):
+            raise BundleError(f"report {name!r} must lie below {REPORTS}")
+    for name in entries:
+        if name in (MANIFEST, SIGNATURE) or name.startswith(REPORTS):
+            raise BundleError(f"{name!r} cannot be listed in the manifest")
     artifacts = {name: describe(source) for name, source in entries.items()}
     raw = manifest.encode(manifest.complete(content, artifacts))
-    sources: dict[str, bytes | Path] = {MANIFEST: raw, **entries, **reports}
-    digests = {name: describe(source).sha256 for name, source in sources.items()}
+    manifest.decode(raw)  # nobody could read what the reader refuses: a NaN, a limit, a name
+    digests = {name: artifact.sha256 for name, artifact in artifacts.items()}
+    for name, data in {MANIFEST: raw, **reports}.items():
+        digests[name] = hashlib.sha256(data).hexdigest()
     title = f"{content.name}-{content.version}-{content.profile.name}"
-    sources[SIGNATURE] = signing.sign(title, digests, key)
-    container.save(path, sources)
-    return f"sha256:{hashlib.sha256(raw).hexdigest()}"
+    signature = signing.sign(title, digests, key)
+    container.save(path, {MANIFEST: raw, **entries, **reports, SIGNATURE: signature})
+    return f"sha256:{digests[MANIFEST]}"
 
 
 def describe(source: bytes | Path) -> Artifact:
-    """Digest and size of bytes or of a file."""
+    """Digest and size of bytes or of a file, raising `StorageError` for one not to be read."""
     if isinstance(source, bytes):
         return Artifact(sha256=hashlib.sha256(source).hexdigest(), size_bytes=len(source))
     digest = hashlib.sha256()
-    with source.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return Artifact(sha256=digest.hexdigest(), size_bytes=source.stat().st_size)
+    size_bytes = 0
+    for chunk in storage.chunks(source):
+        digest.update(chunk)
+        size_bytes += len(chunk)
+    return Artifact(sha256=digest.hexdigest(), size_bytes=size_bytes)

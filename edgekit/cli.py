@@ -90,7 +90,8 @@ def _import(target: str) -> click.Command:
 
 def _run(command: click.Command, *, prog: str) -> None:
     try:
-        command.main(prog_name=prog, standalone_mode=False)
+        # Without click's own handling of errors, an exit code comes back as the result.
+        result = command.main(prog_name=prog, standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as e:
@@ -101,3 +102,5 @@ def _run(command: click.Command, *, prog: str) -> None:
         if e.hint:
             click.echo(f"hint: {e.hint}", err=True)
         sys.exit(e.exit_code)
+    if isinstance(result, int):
+        sys.exit(result)

@@ -2,8 +2,9 @@
 
 Entries are stored, aligned to 4096 bytes, and follow each other without gaps; local headers and
 the central directory say the same. A reader accepts only that form, so that two readers cannot
-disagree on what a bundle holds, and it checks its limits before it allocates anything.
-docs/bundle.md gives the format to the byte.
+disagree on what a bundle holds, and it checks its limits before it allocates anything. What the
+format leaves open (who made the file, say) must be the same in every entry, so that no byte of a
+file can change unseen. docs/bundle.md gives the format to the byte.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -38,10 +39,10 @@ _ATTRIBUTES = 0o100644 << 16
 _MADE_BY = 0x031E  # Unix, 3.0
 _VERSION = 10
 _VERSION64 = 45
+_VERSIONS = (_VERSION, 20)  # without zip64; some writers always say 2.0
 _LIMIT32 = 0xFFFFFFFF
 _PADDING = 0xD935
 _ZIP64 = 0x0001
-_CHUNK = 1 << 20
 
 
 class Entry(NamedTuple):
@@ -53,9 +54,24 @@ class Entry(NamedTuple):
     crc: int
 
 
-def order(names: Mapping[str, object] | list[str]) -> list[str]:
+def order(names: Iterable[str]) -> list[str]:
     """The one order of entries: the manifest, then all others by name."""
     return sorted(names, key=lambda name: (name != FIRST, name))
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names that no entry may have, and a name that is a folder of another."""
+    known = set(names)
+    for name in known:
+        if re.match(ENTRY, name) is None:
+            raise BundleError(f"an entry has the name {name[:200]!r}, which is not allowed")
+        parent = name.rpartition("/")[0]
+        while parent:
+            if parent in known:
+                raise BundleError(f"{parent!r} is an entry and the folder of {name!r}")
+            parent = parent.rpartition("/")[0]
+    if len(known) > MAX_ENTRIES:
+        raise BundleError(f"{len(known)} entries, a bundle has at most {MAX_ENTRIES}")
 
 
 def write(file: BinaryIO, sources: Mapping[str, bytes | Path]) -> None:
@@ -64,24 +80,28 @@ def write(file: BinaryIO, sources: Mapping[str, bytes | Path]) -> None:
     Args:
         file: opened for reading and writing, at position 0.
         sources: entry name to its bytes, or to the file that holds them.
+
+    Raises:
+        BundleError: a name or a size breaks a limit, or a file changed meanwhile.
+        StorageError: a source cannot be read.
     """
+    check_names(sources)
     headers = []
     for name in order(sources):
-        if re.match(ENTRY, name) is None:
-            raise BundleError(f"{name!r} cannot be the name of an entry")
         start = file.tell()
         crc, size = _scan(sources[name])
         if size > MAX_ENTRY_BYTES:
             raise BundleError(f"{name} has {size} bytes, an entry at most {MAX_ENTRY_BYTES}")
         file.write(_local_header(name, start=start, size=size, crc=crc))
-        _copy(sources[name], file)
+        if _copy(sources[name], file) != crc:
+            raise BundleError(f"{name} changed while it was written", hint="try again")
         headers.append(_central_header(name, start=start, size=size, crc=crc))
+        if file.tell() > MAX_FILE_BYTES:
+            raise BundleError(f"a bundle has at most {MAX_FILE_BYTES} bytes")
     start = file.tell()
     directory = b"".join(headers)
     file.write(directory)
     file.write(_end(len(headers), start=start, size=len(directory)))
-    if file.tell() > MAX_FILE_BYTES or len(headers) > MAX_ENTRIES:
-        raise BundleError(f"a bundle has at most {MAX_FILE_BYTES} bytes and {MAX_ENTRIES} entries")
 
 
 def read(view: mmap.mmap) -> dict[str, Entry]:
@@ -90,9 +110,11 @@ def read(view: mmap.mmap) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     expected = 0
     position = start
+    makers = set()
     for _ in range(count):
         record = _read_central(view, position, limit=start + size)
         position += record.length
+        makers.add(record.maker)
         if record.header != expected:
             raise BundleError(
                 f"{record.name!r} begins at {record.header}, not at {expected}: a gap or an overlap"
@@ -104,8 +126,11 @@ def read(view: mmap.mmap) -> dict[str, Entry]:
         expected = entry.offset + entry.size
     if expected != start or position != start + size:
         raise BundleError("the container has bytes that belong to no entry")
-    if list(entries) != order(list(entries)):
+    if list(entries) != order(entries):
         raise BundleError(f"entries must come as {FIRST}, then all others by name")
+    if len(makers) > 1:
+        raise BundleError("entries differ in who made them or in their permissions")
+    check_names(entries)
     return entries
 
 
@@ -138,12 +163,18 @@ def save(path: Path, sources: Mapping[str, bytes | Path]) -> None:
 
 
 class _Record(NamedTuple):
-    """One record of the central directory, checked."""
+    """One record of the central directory, checked.
+
+    `maker` is what the format leaves open: who made the file, and how permissions are written.
+    """
 
     name: str
     header: int
     size: int
     crc: int
+    version: int
+    padding: bytes | None
+    maker: tuple[int, int]
     length: int
 
 
@@ -153,18 +184,18 @@ def _read_end(view: mmap.mmap) -> tuple[int, int, int]:
         raise BundleError(f"the file has {len(view)} bytes, a bundle at most {MAX_FILE_BYTES}")
     tail = len(view) - _END.size
     if tail < 0 or view[tail : tail + 4] != b"PK\x05\x06":
-        raise BundleError("this is not a bundle: it does not end with a zip directory")
+        raise BundleError("this is not a bundle, or one that is cut off: no zip directory ends it")
     _, disk, disk_start, on_disk, count, size, start, comment = _END.unpack_from(view, tail)
-    if start == _LIMIT32:
-        tail -= _LOCATOR.size + _END64.size
-        if tail < 0 or view[tail : tail + 4] != b"PK\x06\x06":
-            raise BundleError("the zip64 end record is missing")
-        count, size, start = _END64.unpack_from(view, tail)[7:]
-        on_disk = count
-        if view[tail + _END64.size :][: _LOCATOR.size] != _LOCATOR.pack(b"PK\x06\x07", 0, tail, 1):
-            raise BundleError("the zip64 locator does not point at its record")
     if disk or disk_start or comment or on_disk != count:
         raise BundleError("a bundle has no comment and lies in one file")
+    if start == _LIMIT32:
+        tail -= _LOCATOR.size + _END64.size
+        if tail < 0:
+            raise BundleError("the zip64 end record is missing")
+        maker = _END64.unpack_from(view, tail)[2]
+        start = _END64.unpack_from(view, tail)[9]
+        if start < _LIMIT32 or view[tail:] != _end(count, start=start, size=size, maker=maker):
+            raise BundleError("the zip64 end record differs from the end record, or is not needed")
     if count > MAX_ENTRIES or start + size != tail:
         raise BundleError(f"the directory does not fit: {count} entries, {size} bytes at {start}")
     return count, start, size
@@ -173,8 +204,9 @@ def _read_end(view: mmap.mmap) -> tuple[int, int, int]:
 def _read_central(view: mmap.mmap, position: int, *, limit: int) -> _Record:
     if position + _CENTRAL.size > limit:
         raise BundleError("the directory is cut off")
-    (magic, _, _, flags, method, time, date, crc, stored, size, name_length, extra_length,
-     comment, disk, _, attributes, header) = _CENTRAL.unpack_from(view, position)  # fmt: skip
+    (magic, made_by, version, flags, method, time, date, crc, stored, size, name_length,
+     extra_length, comment, disk, internal, external, header,
+    ) = _CENTRAL.unpack_from(view, position)  # fmt: skip
     begin = position + _CENTRAL.size
     end = begin + name_length + extra_length
     name = view[begin : begin + name_length].decode("ascii", errors="replace")
@@ -182,23 +214,37 @@ def _read_central(view: mmap.mmap, position: int, *, limit: int) -> _Record:
         raise BundleError("the directory is damaged")
     if re.match(ENTRY, name) is None:
         raise BundleError(f"an entry has the name {name[:200]!r}, which is not allowed")
-    if (flags, method, time, date, comment, disk) != (0, 0, 0, _DATE, 0, 0):
+    if (flags, method, time, date, comment, disk, internal) != (0, 0, 0, _DATE, 0, 0, 0):
         raise BundleError(f"{name!r} must be stored, without flags and comment, dated 1980-01-01")
-    if attributes >> 16 not in (0o100644, 0o644):
-        raise BundleError(f"{name!r} must be a file with permissions 0644")
+    if external not in (_ATTRIBUTES, 0o644 << 16) or made_by >> 8 != _MADE_BY >> 8:
+        raise BundleError(f"{name!r} must be a Unix file with permissions 0644")
     if stored != size:
         raise BundleError(f"{name!r} has two sizes")
-    zip64 = _extras(view[begin + name_length : end], name).get(_ZIP64, b"")
-    wide = struct.unpack(f"<{len(zip64) // 8}Q", zip64[: len(zip64) // 8 * 8])
-    if len(zip64) != 16 * (size == _LIMIT32) + 8 * (header == _LIMIT32):
-        raise BundleError(f"{name!r} has a zip64 field that fits none of its sizes")
-    if header == _LIMIT32:
-        header = wide[-1]
-    if size == _LIMIT32:
-        size = wide[0]
+    extras = _extras(view[begin + name_length : end], name)
+    if size == _LIMIT32 or header == _LIMIT32:
+        size, header = _wide(extras.get(_ZIP64, b""), size=size, header=header, name=name)
+        fitting: tuple[int, ...] = (_VERSION64,)
+    else:
+        fitting = _VERSIONS
+        if _ZIP64 in extras:
+            raise BundleError(f"{name!r} has a zip64 field that it does not need")
+    if version not in fitting:
+        raise BundleError(f"{name!r} needs version {version} of zip, not one of {fitting}")
     if size > MAX_ENTRY_BYTES:
         raise BundleError(f"{name!r} says it has {size} bytes, an entry at most {MAX_ENTRY_BYTES}")
-    return _Record(name, header, size, crc, end - position)
+    padding = extras.get(_PADDING)
+    maker = (made_by, external)
+    return _Record(name, header, size, crc, version, padding, maker, end - position)
+
+
+def _wide(zip64: bytes, *, size: int, header: int, name: str) -> tuple[int, int]:
+    """Size and position where 32 bits hold one of them not: size twice, then position."""
+    numbers = [value for (value,) in struct.iter_unpack("<Q", zip64[: len(zip64) // 8 * 8])]
+    large, far = size == _LIMIT32, header == _LIMIT32
+    fits = len(zip64) == 16 * large + 8 * far and min(numbers) >= _LIMIT32
+    if not fits or (large and numbers[0] != numbers[1]):
+        raise BundleError(f"{name!r} has a zip64 field that fits none of its sizes")
+    return numbers[0] if large else size, numbers[-1] if far else header
 
 
 def _read_local(view: mmap.mmap, record: _Record, *, limit: int) -> Entry:
@@ -206,7 +252,7 @@ def _read_local(view: mmap.mmap, record: _Record, *, limit: int) -> Entry:
     begin = record.header + _LOCAL.size
     if begin > limit:
         raise BundleError(f"{name!r} runs into the directory")
-    (magic, _, flags, method, time, date, crc, stored, size, name_length,
+    (magic, version, flags, method, time, date, crc, stored, size, name_length,
      extra_length) = _LOCAL.unpack_from(view, record.header)  # fmt: skip
     data = begin + name_length + extra_length
     if data + record.size > limit:
@@ -219,8 +265,13 @@ def _read_local(view: mmap.mmap, record: _Record, *, limit: int) -> Entry:
         raise BundleError(f"the local header of {name!r} differs from the directory")
     if view[begin : begin + name_length] != name.encode("ascii"):
         raise BundleError(f"the local header of {name!r} has another name")
-    if extras.get(_ZIP64, b"") != (struct.pack("<QQ", record.size, record.size) if large else b""):
+    # A position beyond 4 GiB needs zip64 in the directory alone.
+    if version != record.version and not (record.header >= _LIMIT32 and version in _VERSIONS):
+        raise BundleError(f"the local header of {name!r} has another version")
+    if extras.get(_ZIP64) != (struct.pack("<QQ", record.size, record.size) if large else None):
         raise BundleError(f"the local header of {name!r} has another zip64 size")
+    if record.padding not in (None, extras.get(_PADDING)):
+        raise BundleError(f"the padding of {name!r} differs from the directory")
     if data % ALIGNMENT:
         raise BundleError(f"the data of {name!r} is not aligned to {ALIGNMENT} bytes")
     return Entry(name, data, record.size, record.crc)
@@ -252,7 +303,7 @@ def _local_header(name: str, *, start: int, size: int, crc: int) -> bytes:
     padding = -end % ALIGNMENT
     extra += struct.pack("<HHH", _PADDING, 2 + padding, ALIGNMENT) + bytes(padding)
     size32 = _LIMIT32 if large else size
-    version = _VERSION64 if large else _VERSION
+    version = _VERSION64 if large or start >= _LIMIT32 else _VERSION
     head = _LOCAL.pack(
         b"PK\x03\x04", version, 0, 0, 0, _DATE, crc, size32, size32, len(raw), len(extra)
     )
@@ -274,12 +325,12 @@ def _central_header(name: str, *, start: int, size: int, crc: int) -> bytes:
     return head + raw + extra
 
 
-def _end(count: int, *, start: int, size: int) -> bytes:
+def _end(count: int, *, start: int, size: int, maker: int = _MADE_BY) -> bytes:
     far = start >= _LIMIT32
     zip64 = b""
     if far:
         zip64 = _END64.pack(
-            b"PK\x06\x06", _END64.size - 12, _MADE_BY, _VERSION64, 0, 0, count, count, size, start
+            b"PK\x06\x06", _END64.size - 12, maker, _VERSION64, 0, 0, count, count, size, start
         ) + _LOCATOR.pack(b"PK\x06\x07", 0, start + size, 1)
     start32 = _LIMIT32 if far else start
     return zip64 + _END.pack(b"PK\x05\x06", 0, 0, count, count, size, start32, 0)
@@ -287,20 +338,21 @@ def _end(count: int, *, start: int, size: int) -> bytes:
 
 def _scan(source: bytes | Path) -> tuple[int, int]:
     """CRC-32 and size of a source."""
-    if isinstance(source, bytes):
-        return zlib.crc32(source), len(source)
     crc = size = 0
-    with source.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            crc = zlib.crc32(chunk, crc)
-            size += len(chunk)
+    for chunk in _chunks(source):
+        crc = zlib.crc32(chunk, crc)
+        size += len(chunk)
     return crc, size
 
 
-def _copy(source: bytes | Path, file: BinaryIO) -> None:
-    if isinstance(source, bytes):
-        file.write(source)
-        return
-    with source.open("rb") as origin:
-        while chunk := origin.read(_CHUNK):
-            file.write(chunk)
+def _copy(source: bytes | Path, file: BinaryIO) -> int:
+    """Write a source and return the CRC-32 of what was written."""
+    crc = 0
+    for chunk in _chunks(source):
+        crc = zlib.crc32(chunk, crc)
+        file.write(chunk)
+    return crc
+
+
+def _chunks(source: bytes | Path) -> Iterable[bytes]:
+    return [source] if isinstance(source, bytes) else storage.chunks(source)

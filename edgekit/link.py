@@ -74,6 +74,14 @@ class Link(Protocol):
         """Hand a message over at QoS 1; `False` while there is no connection or no room."""
         ...
 
+    def subscribe(self, topic: str) -> None:
+        """Hear one more topic filter, now and at every connection."""
+        ...
+
+    def unsubscribe(self, topic: str) -> None:
+        """Hear a topic filter no more."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -141,6 +149,18 @@ class MqttLink:
         if not self._client.is_connected():
             return False
         return self._client.publish(topic, payload, qos=1, retain=retain).rc == self._success
+
+    def subscribe(self, topic: str) -> None:
+        if topic not in self._filters:
+            self._filters.append(topic)
+        if self._client.is_connected():
+            self._client.subscribe(topic, 1)
+
+    def unsubscribe(self, topic: str) -> None:
+        if topic in self._filters:
+            self._filters.remove(topic)
+        if self._client.is_connected():
+            self._client.unsubscribe(topic)
 
     def close(self) -> None:
         """Disconnect in good order; the broker then keeps the will to itself."""

@@ -24,7 +24,10 @@ def configure(*, json_lines: bool, level: int = logging.INFO) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: `at`, `level`, `logger`, `event`, then the facts."""
+    """One JSON object a line: `at`, `level`, `logger`, `event`, `traceback`, then the facts.
+
+    A fact that bears one of these names gets a `_` behind it.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -32,10 +35,11 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
-            **_facts(record),
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
+        for key, value in _facts(record).items():
+            line[key if key not in line else f"{key}_"] = value
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
@@ -44,7 +48,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        facts = "".join(f" {key}={value}" for key, value in _facts(record).items())
+        facts = "".join(f" {key}={_plain(value)}" for key, value in _facts(record).items())
         line = f"{clock} {record.levelname.lower()} {record.getMessage()}{facts}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
@@ -53,6 +57,12 @@ class TextFormatter(logging.Formatter):
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+
+
+def _plain(value: object) -> str:
+    """A value on one line, quoted where it would run into the next fact or forge a line."""
+    text = str(value)
+    return text if text.isprintable() and " " not in text else json.dumps(text)
 
 
 def _timestamp(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from functools import total_ordering
@@ -19,14 +20,16 @@ FORMAT: Literal[1] = 1
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_JSON_BYTES = 16 << 20
 MAX_JSON_DEPTH = 64
+MAX_VERSION_CHARS = 128
 
 _NUMBER = r"(0|[1-9][0-9]*)"
 _PRE = r"(?:0|[1-9][0-9]*|[0-9]*[a-zA-Z-][0-9a-zA-Z-]*)"
-SEMVER = rf"^{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-({_PRE}(?:\.{_PRE})*))?(?:\+([0-9a-zA-Z.-]+))?\Z"
+_BUILD = r"[0-9a-zA-Z-]+(?:\.[0-9a-zA-Z-]+)*"
+SEMVER = rf"^{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-({_PRE}(?:\.{_PRE})*))?(?:\+{_BUILD})?\Z"
 ENTRY = r"^(?!/)(?!.*//)(?!.*/\Z)(?!(?:.*/)?\.{1,2}(?:/|\Z))[A-Za-z0-9._/-]{1,200}\Z"
 
 ModelName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}\Z")]
-ModelVersion = Annotated[str, msgspec.Meta(pattern=SEMVER, max_length=128)]
+ModelVersion = Annotated[str, msgspec.Meta(pattern=SEMVER, max_length=MAX_VERSION_CHARS)]
 EntryName = Annotated[str, msgspec.Meta(pattern=ENTRY)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Tolerance = Annotated[float, msgspec.Meta(ge=0)]
@@ -153,53 +156,80 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def canonical(value: object) -> bytes:
-    """The one byte form of a value that is signed or hashed."""
-    return msgspec.json.encode(value, order="sorted")
+    """The one byte form of a value that is signed, hashed or compared."""
+    # A mapping with integer keys (a histogram) is sorted by the text of its keys, as JSON has it.
+    plain = msgspec.to_builtins(value, str_keys=True, builtin_types=(msgspec.Raw,))
+    return msgspec.json.encode(plain, order="sorted")
 
 
 def decode(raw: bytes) -> Manifest:
     """Read `manifest.json`, raising `ManifestError` that names the wrong field.
 
     The bytes must be canonical: a digest names one text, and two readers must not see two
-    manifests in it (a doubled key, say).
+    manifests in it (a doubled key, say). Only the form of a number is free.
     """
     if len(raw) > MAX_MANIFEST_BYTES:
         raise ManifestError(f"manifest.json has {len(raw)} bytes, at most {MAX_MANIFEST_BYTES}")
-    tree = decode_json(raw, "manifest.json")
-    if _SPACE.search(_STRINGS.sub(b"", raw)):
-        raise ManifestError("manifest.json has white space between its tokens; canonical has none")
-    if isinstance(tree, dict) and tree.get("format", FORMAT) != FORMAT:
-        raise ManifestError(
-            f"manifest.json has format {tree['format']!r}, this edgekit reads {FORMAT}",
-            hint="update edgekit on this machine",
-        )
+    _check_limits(raw, "manifest.json")
     try:
-        manifest = msgspec.convert(tree, Manifest)
-    except msgspec.ValidationError as e:
+        found = msgspec.json.decode(raw, type=_Head).format
+        if found != FORMAT:
+            raise ManifestError(
+                f"manifest.json has format {found!r}, this edgekit reads {FORMAT}",
+                hint="update edgekit on this machine",
+            )
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise ManifestError(f"manifest.json is not valid: {e}") from e
+    if raw != _canonical_form(raw):
+        raise ManifestError(
+            "manifest.json is not canonical JSON: sorted keys, each once, no spaces, UTF-8",
+            hint="docs/bundle.md gives the form",
+        )
     _check_references(manifest)
     return manifest
 
 
-def decode_json(raw: bytes, what: str, *, sorted_keys: bool = True) -> Any:
-    """Read JSON within limits of size and nesting, refusing doubled or unsorted keys and NaN."""
+def decode_json(raw: bytes, what: str) -> Any:
+    """Read JSON within limits of size and nesting, refusing doubled keys, NaN and infinity."""
     _check_limits(raw, what)
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) != len(items):
-            raise ManifestError(f"{what} has a key twice: {', '.join(key for key, _ in items)}")
-        if sorted_keys and list(found) != sorted(found):
-            raise ManifestError(f"{what} has keys out of order: {', '.join(found)}")
+            raise ValueError(f"a key comes twice: {', '.join(key for key, _ in items)}")
         return found
 
     def constant(token: str) -> None:
-        raise ManifestError(f"{what} holds {token}, which is not JSON")
+        raise ValueError(f"{token} is not JSON")
+
+    def number(text: str) -> float:
+        if math.isfinite(value := float(text)):
+            return value
+        raise ValueError(f"{text} is out of range")
 
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
-    except (ValueError, RecursionError) as e:
-        raise ManifestError(f"{what} is not JSON: {e}") from e
+        return json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=pairs,
+            parse_constant=constant,
+            parse_float=number,
+        )
+    except ValueError as e:
+        raise ManifestError(f"{what} is not JSON as a bundle holds it: {e}") from e
+
+
+class _Head(msgspec.Struct):
+    format: Any
+
+
+def _canonical_form(raw: bytes) -> bytes:
+    """The canonical form of a JSON text, its numbers left as they are."""
+
+    def verbatim(number: str) -> msgspec.Raw:
+        return msgspec.Raw(number.encode())
+
+    return canonical(json.loads(raw, parse_int=verbatim, parse_float=verbatim))
 
 
 def _check_references(manifest: Manifest) -> None:
@@ -212,16 +242,16 @@ def _check_references(manifest: Manifest) -> None:
 def _check_limits(raw: bytes, what: str) -> None:
     if len(raw) > MAX_JSON_BYTES:
         raise ManifestError(f"{what} has {len(raw)} bytes, at most {MAX_JSON_BYTES}")
+    # Escapes stand only in strings. Linear in the input and flat in memory, whatever it holds.
     depth = 0
-    for token in _BRACKETS.finditer(_STRINGS.sub(b"", raw)):
-        depth += 1 if token[0] in b"[{" else -1
+    for token in _TOKEN.finditer(raw.replace(rb"\\", b"").replace(rb"\"", b"")):
+        depth += _STEP.get(token[0], 0)
         if depth > MAX_JSON_DEPTH:
             raise ManifestError(f"{what} is nested deeper than {MAX_JSON_DEPTH}")
 
 
-_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
-_BRACKETS = re.compile(rb"[\[\]{}]")
-_SPACE = re.compile(rb"\s")
+_TOKEN = re.compile(rb'"[^"]*"?|[\[\]{}]')
+_STEP = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 
 
 @total_ordering
@@ -229,10 +259,11 @@ class Version:
     """A semantic version that orders as semver.org 2.0.0 says; build metadata does not order."""
 
     def __init__(self, text: str) -> None:
-        match = re.match(SEMVER, text)
+        match = re.match(SEMVER, text) if len(text) <= MAX_VERSION_CHARS else None
         if match is None:
             raise ManifestError(
-                f"{text!r} is not a semantic version", hint="write it as MAJOR.MINOR.PATCH"
+                f"{text[:MAX_VERSION_CHARS]!r} is not a semantic version",
+                hint="write it as MAJOR.MINOR.PATCH",
             )
         self.text = text
         self._numbers = tuple(int(part) for part in match.group(1, 2, 3))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from edgekit.errors import MessageError
-from edgekit.manifest import ModelName, ModelVersion, Sha256, canonical
+from edgekit.manifest import ModelName, ModelVersion, Sha256
 from edgekit.topics import ID
 
 MAX_PAYLOAD_BYTES = 256 << 10
@@ -228,8 +228,8 @@ class Refusal(Message, frozen=True, kw_only=True):
 
 
 def encode(message: Message) -> bytes:
-    """A payload as canonical JSON."""
-    return canonical(message)
+    """A payload as JSON. Fields come in their order here; nothing signs or hashes a payload."""
+    return msgspec.json.encode(message)
 
 
 def decode(raw: bytes, kind: type[M], *, topic: str) -> M:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from edgekit import documents
 from edgekit.errors import ProfileError
 from edgekit.structs import Strict
 
@@ -137,13 +138,18 @@ def names(*, folders: Sequence[Path] = ()) -> list[str]:
 
 
 def find(name: str, *, folders: Sequence[Path] = ()) -> DeviceProfile:
-    """The resolved profile called `name`; a path to a YAML file is taken as it is."""
+    """The resolved profile called `name`; a path to a YAML file is taken as it is.
+
+    Raises:
+        ProfileError: there is none, its file breaks a rule of YAML, profiles extend each other in
+            a circle, or a field is wrong or unknown.
+    """
     return resolve(name, _tree(name, folders=folders, seen=()))
 
 
 def read(path: Path) -> DeviceProfile:
     """The resolved profile in one file."""
-    return find(str(path), folders=[path.parent])
+    return resolve(str(path), _tree(str(path.absolute()), folders=(), seen=()))
 
 
 def resolve(name: str, tree: Mapping[str, Any]) -> DeviceProfile:
@@ -157,13 +163,17 @@ def resolve(name: str, tree: Mapping[str, Any]) -> DeviceProfile:
 def _tree(name: str, *, folders: Sequence[Path], seen: tuple[str, ...]) -> dict[str, Any]:
     if name in seen or len(seen) >= MAX_EXTENDS:
         raise ProfileError(f"profiles extend each other in a circle: {' -> '.join([*seen, name])}")
-    own = _load(_path(name, folders))
+    path = _path(name, folders)
+    own = _load(path)
+    if "name" not in own:
+        raise ProfileError(f"profile {path} has no name")
     parent = own.pop("extends", None)
     if parent is None:
         return own
     if not isinstance(parent, str):
         raise ProfileError(f"profile {name}: extends must name one profile, not {parent!r}")
-    return merge(_tree(parent, folders=folders, seen=(*seen, name)), own)
+    # A profile finds its parent beside itself, wherever it lies.
+    return merge(_tree(parent, folders=[path.parent, *folders], seen=(*seen, name)), own)
 
 
 def merge(parent: Mapping[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,14 +203,7 @@ def _path(name: str, folders: Sequence[Path]) -> Path:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    import yaml  # a board gets its profile as JSON in the manifest and has no YAML
-
-    try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError) as e:
-        raise ProfileError(f"profile {path} cannot be read: {e}") from e
-    except yaml.YAMLError as e:
-        raise ProfileError(f"profile {path} is not YAML: {e}") from e
+    tree = documents.read(path, what="profile", error=ProfileError)
     if not isinstance(tree, dict):
         raise ProfileError(f"profile {path} must be a mapping, it is a {type(tree).__name__}")
     return tree

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from edgekit import documents
 from edgekit.errors import RecipeError
 from edgekit.structs import Strict
 
@@ -137,15 +138,8 @@ class Recipe(Strict, frozen=True, kw_only=True):
 
 def read(path: Path) -> Recipe:
     """Read a recipe file (YAML), raising `RecipeError` that names the wrong field."""
-    import yaml  # only a workstation reads recipes
-
+    tree: Any = documents.read(path, what="recipe", error=RecipeError)
     try:
-        tree: Any = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, RecursionError) as e:
-        raise RecipeError(f"recipe {path} cannot be read: {e}") from e
-    except yaml.YAMLError as e:
-        raise RecipeError(f"recipe {path} is not YAML: {e}") from e
-    try:
-        return msgspec.convert(tree or {}, Recipe)
+        return msgspec.convert({} if tree is None else tree, Recipe)
     except msgspec.ValidationError as e:
         raise RecipeError(f"recipe {path} is not valid: {e}") from e

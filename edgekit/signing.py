@@ -7,11 +7,11 @@ verify` 1.1 accepts for the unpacked folder. Only `cryptography` is needed.
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -19,8 +19,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgekit import storage
-from edgekit.errors import ConfigError, IntegrityError, StorageError, UntrustedError
-from edgekit.manifest import canonical, decode_json
+from edgekit.errors import (
+    ConfigError,
+    IntegrityError,
+    ManifestError,
+    StorageError,
+    UntrustedError,
+)
+from edgekit.manifest import EntryName, Sha256, canonical, decode_json
+from edgekit.structs import Strict
 
 ENTRY = "signature.sigstore.json"
 KEY_FILE = "edgekit.key"
@@ -119,25 +126,31 @@ def new_pair(folder: Path) -> tuple[Path, Path]:
     for path in (private, public):
         if path.exists():
             raise StorageError(f"{path} is there already", hint="name another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as e:
-        raise StorageError(f"{folder} cannot be made: {e.strerror}") from e
+    storage.make_folder(folder, mode=0o700)
     key = SigningKey.generate()
-    storage.write(private, key.pem(), mode=0o600)
-    storage.write(public, key.public.pem)
+    storage.write(private, key.pem(), mode=0o600, exclusive=True)
+    storage.write(public, key.public.pem, exclusive=True)
     return private, public
 
 
 def own_key() -> SigningKey:
-    """This workstation's signing key; the first call makes the pair and trusts it here."""
+    """This workstation's signing key; the first call makes the pair and trusts it here.
+
+    The public file is written last and tells that all is done, so that a first call that was cut
+    short, or two at once, end in one pair.
+    """
     folder = storage.config_home() / "keys"
-    if not (folder / KEY_FILE).exists():
-        _, public = new_pair(folder)
-        trusted = trust_folder()
-        trusted.mkdir(parents=True, exist_ok=True, mode=0o700)
-        storage.write(trusted / PUBLIC_FILE, public.read_bytes())
-    return SigningKey.read(folder / KEY_FILE)
+    private, public = folder / KEY_FILE, folder / PUBLIC_FILE
+    if not private.exists():
+        storage.make_folder(folder, mode=0o700)
+        with contextlib.suppress(storage.FileExists):
+            storage.write(private, SigningKey.generate().pem(), mode=0o600, exclusive=True)
+    key = SigningKey.read(private)
+    if not public.exists():
+        storage.make_folder(trust_folder(), mode=0o700)
+        storage.write(trust_folder() / PUBLIC_FILE, key.public.pem)
+        storage.write(public, key.public.pem)
+    return key
 
 
 def trust_folder() -> Path:
@@ -146,7 +159,7 @@ def trust_folder() -> Path:
 
 
 def trusted_keys(extra: Sequence[Path] = ()) -> list[PublicKey]:
-    """Keys in the trust folder and in the files of `extra`."""
+    """Keys in the trust folder (`*.pub`) and in the files of `extra`."""
     return [PublicKey.read(path) for path in [*sorted(trust_folder().glob("*.pub")), *extra]]
 
 
@@ -192,10 +205,17 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
                 raise IntegrityError(f"{name}: sha256 differs from what was signed")
 
     def signer(self, trusted: Sequence[PublicKey]) -> PublicKey:
-        """The trusted key that made this signature, raising `UntrustedError` where none did."""
+        """The trusted key that made this signature.
+
+        Raises:
+            UntrustedError: none of `trusted` did.
+            IntegrityError: one did, and the signature names another.
+        """
         message = _pae(self.payload)
         for key in trusted:
             if key.verify(self.sig, message):
+                if key.id != self.hint:
+                    raise IntegrityError(f"{ENTRY} names another key than the one that signed")
                 return key
         raise UntrustedError(
             f"signed by key {self.hint[:16]}…, which is not one of {len(trusted)} trusted keys",
@@ -206,49 +226,51 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
 def decode(raw: bytes) -> Signature:
     """Read a signature file, raising `IntegrityError` where its form is not the one we accept."""
     try:
-        bundle = msgspec.json.decode(raw, type=_SigstoreBundle)
+        bundle = msgspec.convert(decode_json(raw, ENTRY), _SigstoreBundle)
         payload = base64.b64decode(bundle.dsseEnvelope.payload, validate=True)
         sig = base64.b64decode(bundle.dsseEnvelope.signatures[0].sig, validate=True)
-        statement: Any = decode_json(payload, f"the statement of {ENTRY}", sorted_keys=False)
-        resources = statement["predicate"]["resources"]
-        digests = {resource["name"]: resource["digest"] for resource in resources}
-        name = statement["subject"][0]["name"]
-    except (msgspec.MsgspecError, binascii.Error, LookupError, TypeError, UnicodeDecodeError) as e:
+        statement = decode_json(payload, f"the statement of {ENTRY}")
+        resources = msgspec.convert(statement["predicate"]["resources"], list[_Resource])
+        name = msgspec.convert(statement["subject"][0]["name"], str)
+    except (ManifestError, msgspec.MsgspecError, ValueError, LookupError, TypeError) as e:
         raise IntegrityError(f"{ENTRY} is not a signature of a bundle: {e}") from e
-    if bundle.mediaType != _MEDIA_TYPE or bundle.dsseEnvelope.payloadType != _PAYLOAD_TYPE:
-        raise IntegrityError(f"{ENTRY} is of another media type")
-    if len(bundle.dsseEnvelope.signatures) != 1:
-        raise IntegrityError(f"{ENTRY} must hold one signature")
-    if not _are_digests(digests) or len(resources) != len(digests):
-        raise IntegrityError(f"{ENTRY} lists a resource twice or without its sha256")
+    digests = {resource.name: resource.digest for resource in resources}
     if statement != _statement(name, digests):
         raise IntegrityError(f"{ENTRY} signs a statement of another form, order or digest")
     hint = bundle.verificationMaterial.publicKey.hint
     return Signature(hint=hint, sig=sig, payload=payload, digests=digests)
 
 
-class _Hint(msgspec.Struct):
-    hint: str = ""
+class _Hint(Strict, frozen=True):
+    hint: Sha256
 
 
-class _Material(msgspec.Struct):
+class _Material(Strict, frozen=True):
     publicKey: _Hint  # noqa: N815 - the wire's own name
+    tlogEntries: Annotated[list[Any], msgspec.Meta(max_length=0)] = []  # noqa: N815
 
 
-class _Sig(msgspec.Struct):
+class _Sig(Strict, frozen=True):
     sig: str
+    keyid: str = ""
 
 
-class _Envelope(msgspec.Struct):
+class _Envelope(Strict, frozen=True):
     payload: str
-    payloadType: str  # noqa: N815 - the wire's own name
-    signatures: list[_Sig]
+    payloadType: Literal["application/vnd.in-toto+json"]  # noqa: N815
+    signatures: Annotated[list[_Sig], msgspec.Meta(min_length=1, max_length=1)]
 
 
-class _SigstoreBundle(msgspec.Struct):
-    mediaType: str  # noqa: N815 - the wire's own name
-    verificationMaterial: _Material  # noqa: N815 - the wire's own name
-    dsseEnvelope: _Envelope  # noqa: N815 - the wire's own name
+class _SigstoreBundle(Strict, frozen=True):
+    mediaType: Literal["application/vnd.dev.sigstore.bundle.v0.3+json"]  # noqa: N815
+    verificationMaterial: _Material  # noqa: N815
+    dsseEnvelope: _Envelope  # noqa: N815
+
+
+class _Resource(Strict, frozen=True):
+    name: EntryName
+    algorithm: Literal["sha256"]
+    digest: Sha256
 
 
 def _statement(name: str, digests: Mapping[str, str]) -> dict[str, Any]:
@@ -263,16 +285,6 @@ def _statement(name: str, digests: Mapping[str, str]) -> dict[str, Any]:
         "predicateType": _PREDICATE,
         "predicate": {"serialization": _SERIALIZATION, "resources": resources},
     }
-
-
-def _are_digests(digests: Mapping[Any, Any]) -> bool:
-    return all(
-        isinstance(name, str)
-        and isinstance(digest, str)
-        and len(digest) == 64
-        and not set(digest) - set("0123456789abcdef")
-        for name, digest in digests.items()
-    )
 
 
 def _pae(payload: bytes) -> bytes:

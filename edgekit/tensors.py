@@ -30,12 +30,14 @@ _LEVEL = 6
 
 def encode(arrays: Mapping[str, NDArray[Any]], *, metadata: dict[str, str] | None = None) -> bytes:
     """Arrays as one safetensors file; the same arrays give the same bytes."""
-    contiguous = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    contiguous = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
     return save(contiguous, metadata=metadata)
 
 
 def decode(raw: bytes, *, what: str) -> Arrays:
     """Arrays of a safetensors file, raising `MessageError` that names `what`."""
+    if len(raw) >= 8 and struct.unpack_from("<Q", raw)[0] > MAX_HEADER_BYTES:
+        raise MessageError(f"{what} has a header of more than {MAX_HEADER_BYTES} bytes")
     try:
         return load(raw)
     except (SafetensorError, ValueError, KeyError, TypeError) as e:
@@ -52,10 +54,11 @@ def unpack(frame: bytes, header: type[H], *, max_bytes: int, what: str) -> tuple
     """Read a frame that unfolds to at most `max_bytes`, else raise `MessageError`."""
     stream = zlib.decompressobj()
     try:
-        raw = stream.decompress(frame, max_bytes)
+        # One byte more than may come: the end of the stream is seen only beyond its last byte.
+        raw = stream.decompress(frame, max_bytes + 1)
     except zlib.error as e:
         raise MessageError(f"{what} is not compressed as it should be: {e}") from e
-    if not stream.eof or stream.unused_data:
+    if not stream.eof or stream.unused_data or len(raw) > max_bytes:
         raise MessageError(f"{what} is cut off, or unfolds to more than {max_bytes} bytes")
     arrays = decode(raw, what=what)
     try:
