@@ -1,0 +1,208 @@
+"""Config: what a board's owner tells the daemon, in one TOML file, checked once at start-up.
+
+An unknown or wrong field stops the daemon before it does anything, with the file and the field in
+the message. Everything but `[device]` has a default, so a board without a fleet needs four lines.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+
+from edgekit.errors import ConfigError
+from edgekit.link import Broker
+from edgekit.manifest import ModelName
+from edgekit.messages import Id
+from edgekit.profile import Name
+from edgekit.structs import Strict
+from edgekit.topics import ROUNDS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_PATH = Path("/etc/edgekit/device.toml")
+MAX_CONFIG_BYTES = 1 << 20
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 86_400)]
+Bytes = Annotated[int, msgspec.Meta(gt=0, le=1 << 40)]
+
+
+class DeviceSection(Strict, frozen=True, kw_only=True):
+    """`[device]`: who this board is.
+
+    Attributes:
+        site: the site it stands at; the first part of its MQTT topics.
+        id: its name within the site; also the client id that the broker knows.
+        profile: name of the device profile; a bundle for another profile is refused.
+    """
+
+    site: Id
+    id: Id
+    profile: Name
+
+    def __post_init__(self) -> None:
+        if self.id == ROUNDS:
+            raise ValueError(f"no device may be called {ROUNDS}")
+
+
+class StateSection(Strict, frozen=True, kw_only=True):
+    """`[state]`: where the daemon keeps what must survive it.
+
+    Attributes:
+        folder: slots, downloads, outbox and what was wanted last; made where it is missing.
+    """
+
+    folder: Path = Path("/var/lib/edgekit")
+
+
+class ServeSection(Strict, frozen=True, kw_only=True):
+    """`[serve]`: where local programs find the models.
+
+    Attributes:
+        listen: HOST:PORT of the loopback interface; "" listens on no port.
+        unix: path of a Unix socket; without it there is none.
+    """
+
+    listen: str = "127.0.0.1:8500"
+    unix: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.listen and self.unix is None:
+            raise ValueError("listen and unix are both empty: nothing could be served")
+
+
+class TrustSection(Strict, frozen=True, kw_only=True):
+    """`[trust]`: whose bundles may run here.
+
+    Attributes:
+        keys: public keys (PEM); a bundle must be signed by one of them, and no other key counts.
+    """
+
+    keys: tuple[Path, ...] = ()
+
+
+class FleetSection(Strict, frozen=True, kw_only=True):
+    """`[fleet]`: the coordinator's side; without this section the daemon only serves its slots.
+
+    Attributes:
+        broker: `mqtt://HOST:PORT`.
+        repository: base of relative bundle addresses; an `http` or `https` URL that ends in `/`.
+        telemetry_interval_s: seconds between two telemetry messages.
+        outbox_rows: most messages that wait for the coordinator's acknowledgement.
+        outbox_bytes: most bytes of their payloads.
+    """
+
+    broker: str
+    repository: str
+    telemetry_interval_s: Seconds = 60.0
+    outbox_rows: Annotated[int, msgspec.Meta(ge=10, le=10_000_000)] = 100_000
+    outbox_bytes: Annotated[int, msgspec.Meta(ge=65_536, le=1 << 40)] = 64 << 20
+
+    def __post_init__(self) -> None:
+        try:
+            Broker.parse(self.broker)
+        except ConfigError as e:
+            raise ValueError(e.message) from e
+        parts = urlsplit(self.repository)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"repository {self.repository!r} is not an http or https URL")
+        if not parts.path.endswith("/"):
+            raise ValueError(f"repository {self.repository!r} must end in /")
+
+
+class UpdateSection(Strict, frozen=True, kw_only=True):
+    """`[update]`: how patient the daemon is with a new bundle; seconds in each state.
+
+    Attributes:
+        fetch_limit_s: for the whole download, waits between attempts included.
+        verify_limit_s: for digests and signature, and for writing the free slot.
+        probe_limit_s: for opening the model and running its golden inputs.
+        confirm_after_s: how long a new version must serve before it counts as good.
+        max_engine_failures: failures of the engine within that time that are still accepted; one
+            more and the daemon goes back to the previous version.
+        reserve_bytes: disk space that a download must leave free.
+    """
+
+    fetch_limit_s: Seconds = 86_400.0
+    verify_limit_s: Seconds = 600.0
+    probe_limit_s: Seconds = 300.0
+    confirm_after_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0
+    max_engine_failures: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 3
+    reserve_bytes: Bytes = 16 << 20
+
+
+class TrainingSection(Strict, frozen=True, kw_only=True):
+    """`[training]`: what this board gives to federated rounds; its data never leaves it.
+
+    Attributes:
+        data: `.npz` with one array per model input, named as the input, and `labels`; axis 0
+            counts samples.
+        models: models that may be trained with it.
+        max_seconds: longest that one round may compute here.
+        niceness: added to the training thread's scheduling priority; 19 yields to all else.
+    """
+
+    data: Path
+    models: Annotated[tuple[ModelName, ...], msgspec.Meta(min_length=1)]
+    max_seconds: Seconds = 600.0
+    niceness: Annotated[int, msgspec.Meta(ge=0, le=19)] = 10
+
+
+class Config(Strict, frozen=True, kw_only=True):
+    """The whole file; each field is a section."""
+
+    device: DeviceSection
+    state: StateSection = StateSection()
+    serve: ServeSection = ServeSection()
+    trust: TrustSection = TrustSection()
+    update: UpdateSection = UpdateSection()
+    fleet: FleetSection | None = None
+    training: TrainingSection | None = None
+
+    def __post_init__(self) -> None:
+        if self.training is not None and self.fleet is None:
+            raise ValueError("[training] needs [fleet]: rounds come over the fleet's broker")
+
+
+_SECTIONS = ", ".join(Config.__struct_fields__)
+
+
+def read(path: Path) -> Config:
+    """The configuration in a TOML file.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or has a wrong or unknown field.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise ConfigError(
+            f"configuration {path} cannot be read: {e.strerror}", hint="--config FILE names another"
+        ) from e
+    return decode(raw, what=str(path))
+
+
+def decode(raw: bytes, *, what: str) -> Config:
+    """The configuration in TOML text; `what` names it in messages."""
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{what} has {len(raw)} bytes, at most {MAX_CONFIG_BYTES}")
+    try:
+        tree = tomllib.loads(raw.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise ConfigError(f"{what} is not TOML: {e}") from e
+    try:
+        return msgspec.convert(tree, Config, dec_hook=_path)
+    except msgspec.ValidationError as e:
+        raise ConfigError(f"{what}: {e}", hint=f"sections are {_SECTIONS}") from e
+
+
+def _path(kind: type, value: object) -> Path:
+    if kind is Path and isinstance(value, str) and value:
+        return Path(value)
+    raise ValueError("expected the path of a file or folder")

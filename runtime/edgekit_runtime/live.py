@@ -1,0 +1,145 @@
+"""Live: what serves of each model, and the way from a slot to serving.
+
+Promise: a slot serves only after every byte of it was checked, a trusted key was found to have
+signed it, and the engine reproduced its golden outputs, at each start anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from edgekit import training
+from edgekit.bundle import Bundle
+from edgekit.clock import Clock
+from edgekit.errors import (
+    BundleError,
+    EdgekitError,
+    EngineError,
+    EngineNotInstalled,
+    GoldenMismatch,
+    StorageError,
+    UntrustedError,
+)
+from edgekit.signing import PublicKey
+from edgekit_runtime.update import Reason, UpdateFailed
+
+S = TypeVar("S")
+
+# The first class that an error is an instance of gives its reason.
+_REASONS: tuple[tuple[type[EdgekitError], Reason], ...] = (
+    (UntrustedError, Reason.UNTRUSTED),
+    (BundleError, Reason.DAMAGED),
+    (GoldenMismatch, Reason.GOLDEN_MISMATCH),
+    (EngineNotInstalled, Reason.NO_ENGINE),
+    (EngineError, Reason.ENGINE_ERROR),
+    (StorageError, Reason.DISK_FULL),
+)
+
+
+class Serving(Protocol[S]):
+    """What answers requests: `Models` of the server."""
+
+    def load(self, bundle: Bundle, *, verified_by: str | None) -> S:
+        """Open and probe an unpacked bundle, not yet visible."""
+        ...
+
+    def activate(self, served: S, *, replace: bool = False) -> object:
+        """Make it visible, in place of another version of the same model."""
+        ...
+
+
+class Active(NamedTuple):
+    """What serves of one model, and where its files lie."""
+
+    version: str
+    digest: str
+    folder: Path
+    is_trainable: bool
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[S]):
+    """A version that could serve."""
+
+    served: S
+    active: Active
+
+
+class Live(Generic[S]):
+    """The versions that serve.
+
+    Args:
+        serving: where versions are loaded and activated.
+        keys: who may sign.
+        engine_failures: how often the engine failed in a loaded version.
+        clock: says how long a version has served.
+    """
+
+    def __init__(
+        self,
+        serving: Serving[S],
+        *,
+        keys: Sequence[PublicKey],
+        engine_failures: Callable[[S], int],
+        clock: Clock,
+    ) -> None:
+        self._serving = serving
+        self._keys = keys
+        self._engine_failures = engine_failures
+        self._clock = clock
+        self._loaded: dict[str, Loaded[S]] = {}
+        self._since: dict[str, float] = {}
+
+    def load(self, folder: Path) -> Loaded[S]:
+        """Check, open and probe what lies in a slot, raising `UpdateFailed` with the reason."""
+        try:
+            bundle = Bundle.open(folder)
+        except BundleError as e:
+            raise UpdateFailed(Reason.SLOT_DAMAGED, str(e)) from e
+        with failing_with_reason(), bundle:
+            key = bundle.verify(self._keys)
+            served = self._serving.load(bundle, verified_by=key.id)
+            manifest = bundle.manifest
+            active = Active(
+                manifest.version, bundle.digest, folder, training.TRAIN in manifest.entries
+            )
+        return Loaded(served, active)
+
+    def show(self, model: str, loaded: Loaded[S]) -> None:
+        """Let a version serve, in place of the one that does."""
+        self._serving.activate(loaded.served, replace=True)
+        self._loaded[model] = loaded
+        self._since[model] = self._clock.monotonic()
+
+    def active(self, model: str) -> Active | None:
+        """What serves of a model."""
+        loaded = self._loaded.get(model)
+        return loaded.active if loaded else None
+
+    def served_s(self, model: str) -> float:
+        """How long the present version has served, in seconds; 0 where none does."""
+        since = self._since.get(model)
+        return 0.0 if since is None else self._clock.monotonic() - since
+
+    def engine_failures(self, model: str) -> int:
+        """How often the engine failed in the present version."""
+        loaded = self._loaded.get(model)
+        return self._engine_failures(loaded.served) if loaded else 0
+
+
+@contextmanager
+def failing_with_reason() -> Iterator[None]:
+    """Turn an error of bundle, engine or disk into `UpdateFailed` with its reason code."""
+    try:
+        yield
+    except UpdateFailed:
+        raise
+    except EdgekitError as e:
+        for kind, reason in _REASONS:
+            if isinstance(e, kind):
+                raise UpdateFailed(reason, str(e)) from e
+        raise

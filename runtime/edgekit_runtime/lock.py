@@ -1,0 +1,65 @@
+"""Lock: one daemon to a state folder. The kernel lets go of it however the daemon ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from edgekit import storage
+from edgekit.errors import StorageError
+
+FILE = "lock"
+# Whoever only asks holds it for a moment.
+_ATTEMPTS = 20
+_PAUSE_S = 0.05
+
+
+class StateLock:
+    """Holds a state folder until it is closed.
+
+    Raises:
+        StorageError: the folder cannot be written, or another daemon uses it.
+    """
+
+    def __init__(self, folder: Path, *, attempts: int = _ATTEMPTS) -> None:
+        storage.make_folder(folder)
+        path = folder / FILE
+        try:
+            self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        except OSError as e:
+            raise StorageError(
+                f"{path} cannot be written: {e.strerror}", hint="check [state] folder"
+            ) from e
+        for attempt in range(attempts):
+            if attempt:
+                time.sleep(_PAUSE_S)
+            if self._take():
+                return
+        os.close(self._descriptor)
+        raise StorageError(
+            f"another daemon uses {folder}", hint="stop it, or give this one another [state] folder"
+        )
+
+    def close(self) -> None:
+        """Let the folder go."""
+        os.close(self._descriptor)
+
+    def _take(self) -> bool:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a daemon uses this state folder now."""
+    if not (folder / FILE).exists():
+        return False
+    try:
+        StateLock(folder, attempts=1).close()
+    except StorageError:
+        return True
+    return False

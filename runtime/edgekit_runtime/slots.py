@@ -1,0 +1,127 @@
+"""Slots: two places on disk for each model, so that a new bundle never touches the one that serves.
+
+    STATE/models/NAME/state.json    the record (`update.Record`), replaced whole
+    STATE/models/NAME/a, b          unpacked bundles; each appears whole or not at all
+    STATE/requests/NAME.rollback    somebody wants the previous version back
+
+Promise: after a kill at any moment the record can be read and names only slots that are whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from edgekit import storage
+from edgekit.bundle import Bundle
+from edgekit.errors import BundleError, StorageError
+from edgekit.manifest import Version
+from edgekit_runtime.update import Installed, Record, SlotName
+
+log = logging.getLogger(__name__)
+
+RECORD = "state.json"
+SLOTS: tuple[SlotName, SlotName] = ("a", "b")
+_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}\Z"
+_ROLLBACK = ".rollback"
+
+
+class Slots:
+    """The slots of every model below a state folder."""
+
+    def __init__(self, state: Path) -> None:
+        self._models = state / "models"
+        self._requests = state / "requests"
+        for folder in (self._models, self._requests):
+            storage.make_folder(folder)
+
+    def names(self) -> list[str]:
+        """Every model that was ever installed or wanted here, sorted."""
+        return sorted(
+            path.name
+            for path in self._models.iterdir()
+            if path.is_dir() and re.match(_NAME, path.name)
+        )
+
+    def folder(self, model: str, slot: SlotName) -> Path:
+        """Where the bundle in a slot lies."""
+        return self._models / model / slot
+
+    def read(self, model: str) -> Record:
+        """The record of a model; an empty one where there is none yet.
+
+        A record that a failing disk made unreadable is rebuilt from the slots that still open.
+        """
+        path = self._models / model / RECORD
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Record)
+        except FileNotFoundError:
+            return Record()
+        except OSError as e:
+            raise StorageError(f"{path} cannot be read: {e.strerror}") from e
+        except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+            log.error("record is damaged, rebuilt", extra={"path": str(path), "error": str(e)})
+            return self._rebuilt(model)
+
+    def write(self, model: str, record: Record) -> None:
+        """Make a record durable; it is on disk when this returns."""
+        folder = self._models / model
+        storage.make_folder(folder)
+        storage.write(folder / RECORD, msgspec.json.encode(record))
+
+    def clear(self, model: str, slot: SlotName) -> None:
+        """Empty a slot that no record names any more."""
+        shutil.rmtree(self.folder(model, slot), ignore_errors=True)
+
+    def install(self, model: str, slot: SlotName, bundle: Bundle) -> None:
+        """Unpack a bundle into an empty slot."""
+        bundle.unpack(self.folder(model, slot))
+
+    def tidy(self) -> None:
+        """Remove what a kill left behind: temporary files, and slots that no record names."""
+        for model in self.names():
+            folder = self._models / model
+            for path in folder.glob(".*.tmp"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            held = self.read(model).slots
+            for slot in SLOTS:
+                if slot not in held:
+                    self.clear(model, slot)
+
+    def ask_rollback(self, model: str) -> None:
+        """Leave word that the previous version is wanted; the daemon takes it up."""
+        storage.write(self._requests / f"{model}{_ROLLBACK}", b"")
+
+    def asked_rollbacks(self) -> list[str]:
+        """Models whose previous version somebody wants back."""
+        found = self._requests.glob(f"[a-z0-9]*{_ROLLBACK}")
+        return sorted(path.name.removesuffix(_ROLLBACK) for path in found)
+
+    def answered(self, model: str) -> None:
+        """Take a request away; it is served, or cannot be."""
+        (self._requests / f"{model}{_ROLLBACK}").unlink(missing_ok=True)
+
+    def _rebuilt(self, model: str) -> Record:
+        held: dict[SlotName, Installed] = {}
+        for slot in SLOTS:
+            found = self._look(self.folder(model, slot))
+            if found is not None:
+                held[slot] = found
+        order = sorted(held, key=lambda slot: Version(held[slot].version), reverse=True)
+        return Record(
+            slots=held,
+            active=order[0] if order else None,
+            previous=order[1] if len(order) > 1 else None,
+        )
+
+    def _look(self, folder: Path) -> Installed | None:
+        try:
+            with Bundle.open(folder) as bundle:
+                return Installed(version=bundle.manifest.version, digest=bundle.digest)
+        except BundleError as e:
+            log.warning("slot cannot be opened", extra={"slot": str(folder), "error": str(e)})
+            return None

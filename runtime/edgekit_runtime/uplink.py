@@ -1,0 +1,177 @@
+"""Uplink: the device's side of the MQTT tree. Messages in go to whom they concern; out go status,
+reported state, telemetry and events.
+
+Promise: nothing that arrives here ends the daemon; what is not valid is logged and dropped. Status
+and reported state are retained, so that it does not matter who listened when they were said.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable
+from random import Random
+
+from edgekit import __version__, messages, topics
+from edgekit.clock import Clock
+from edgekit.errors import EdgekitError, MessageError
+from edgekit.link import Broker, MqttLink, Will
+from edgekit.messages import Ack, Desired, Message, Reported, RoundOpen, Status
+from edgekit_runtime import sensors
+from edgekit_runtime.config import Config, FleetSection
+from edgekit_runtime.outbox import Kind, Outbox
+from edgekit_runtime.sender import Sender
+from edgekit_runtime.telemetry import Figures, Reporter
+from edgekit_runtime.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+OUTBOX = "outbox.db"
+
+
+class Uplink:
+    """The connection to a fleet.
+
+    Args:
+        config: of this device.
+        fleet: its `[fleet]` section.
+        boot: of this start of the daemon.
+        figures: what the models did since it was last called.
+        clock: for time stamps and time limits.
+        rng: spreads the repetitions of many devices.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        fleet: FleetSection,
+        *,
+        boot: str,
+        figures: Figures,
+        clock: Clock,
+        rng: Random,
+    ) -> None:
+        self._device = config.device
+        self._boot = boot
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._report: Callable[[], Reported] | None = None
+        self._want: Callable[[Desired], None] | None = None
+        self._trainer: Trainer | None = None
+        self._outbox = Outbox(
+            config.state.folder / OUTBOX,
+            boot=boot,
+            max_rows=fleet.outbox_rows,
+            max_bytes=fleet.outbox_bytes,
+        )
+        self._sender = Sender(self._outbox, self._publish_counted, clock=clock, rng=rng)
+        self._reporter = Reporter(
+            self._outbox,
+            self._sender,
+            boot=boot,
+            interval_s=fleet.telemetry_interval_s,
+            figures=figures,
+            resources=lambda: sensors.read(config.state.folder),
+            clock=clock,
+        )
+        self.events = self._reporter.event
+        filters = [self._topic(topics.DESIRED), self._topic(topics.ACK)]
+        if config.training is not None:
+            filters.append(topics.every_round_open(self._device.site))
+        self.link = MqttLink(
+            Broker.parse(fleet.broker),
+            client_id=f"{self._device.site}-{self._device.id}",
+            filters=filters,
+            on_message=self._received,
+            on_connect=self._connected,
+            will=Will(self._topic(topics.STATUS), self._status(online=False)),
+        )
+
+    def start(
+        self,
+        *,
+        report: Callable[[], Reported],
+        want: Callable[[Desired], None],
+        trainer: Trainer | None,
+    ) -> None:
+        """Connect, and stay connected.
+
+        Args:
+            report: what the device has now.
+            want: takes a desired state.
+            trainer: takes part in rounds, where this device does.
+        """
+        self._report, self._want, self._trainer = report, want, trainer
+        self._reporter.start()
+        self.link.start()
+
+    def changed(self) -> None:
+        """The reported state changed: tell it, if anybody can hear it."""
+        # One at a time, so that the last one that is retained is the newest.
+        with self._lock:
+            if self._report is not None and self.link.connected:
+                payload = messages.encode(self._report())
+                self.link.publish(self._topic(topics.REPORTED), payload, retain=True)
+
+    def close(self) -> None:
+        """Say what is left to say, say goodbye, disconnect."""
+        self._reporter.close()
+        self.link.publish(self._topic(topics.STATUS), self._status(online=False), retain=True)
+        self.link.close()
+        self._outbox.close()
+
+    def _connected(self) -> None:
+        self.link.publish(self._topic(topics.STATUS), self._status(online=True), retain=True)
+        self.changed()
+        self._sender.connected()
+        self._reporter.wake()
+        if self._trainer is not None:
+            self._trainer.connected()
+
+    def _received(self, topic: str, payload: bytes) -> None:
+        try:
+            self._route(topic, payload)
+        except EdgekitError as e:
+            log.warning("message dropped", extra={"topic": topic, "error": str(e)})
+        except Exception:  # the daemon goes on; the log has the traceback
+            log.exception("message failed", extra={"topic": topic})
+
+    def _route(self, topic: str, payload: bytes) -> None:
+        if topic == self._topic(topics.ACK):
+            ack = messages.decode(payload, Ack, topic=topic)
+            self._sender.acknowledged(ack.boot, ack.seq)
+            self._reporter.wake()
+        elif topic == self._topic(topics.DESIRED):
+            if payload and self._want is not None:
+                self._want(messages.decode(payload, Desired, topic=topic))
+        elif self._trainer is not None:
+            _to_trainer(self._trainer, topic, payload)
+
+    def _publish_counted(self, kind: Kind, payload: bytes) -> bool:
+        return self.link.publish(self._topic(kind), payload)
+
+    def _status(self, *, online: bool) -> bytes:
+        status: Message = Status(
+            online=online, boot=self._boot, profile=self._device.profile, version=__version__
+        )
+        return messages.encode(status)
+
+    def _topic(self, leaf: str) -> str:
+        return topics.device(self._device.site, self._device.id, leaf)
+
+
+def _to_trainer(trainer: Trainer, topic: str, payload: bytes) -> None:
+    found = re.search(rf"/{topics.ROUNDS}/([^/]+)/({topics.OPEN}|{topics.PARAMETERS})\Z", topic)
+    if found is None:
+        raise MessageError(f"{topic} is no topic of a device")
+    round_id, leaf = found.groups()
+    if leaf == topics.PARAMETERS:
+        trainer.parameters(round_id, payload)
+    elif not payload:
+        trainer.ended(round_id)
+    else:
+        opened = messages.decode(payload, RoundOpen, topic=topic)
+        if opened.round != round_id:
+            raise MessageError(f"{topic}: round is {opened.round}, the topic says otherwise")
+        trainer.opened(opened)

@@ -1,0 +1,160 @@
+"""A board for the updater's tests: real bundles, keys, slots and files.
+
+What serves and what downloads is simulated behind the real interfaces.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+
+from edgekit.bundle import Bundle, describe
+from edgekit.clock import ManualClock
+from edgekit.errors import EngineError, GoldenMismatch
+from edgekit.messages import Desired, ModelState, Wanted
+from edgekit.signing import SigningKey
+from edgekit_runtime.config import UpdateSection
+from edgekit_runtime.desired import DesiredState
+from edgekit_runtime.fetch import Fetcher
+from edgekit_runtime.live import Live
+from edgekit_runtime.slots import Slots
+from edgekit_runtime.telemetry import Level
+from edgekit_runtime.update import Record
+from edgekit_runtime.updater import Updater
+from tests import bundles
+
+MODEL = "tiny"
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A version as `Shelf` serves it."""
+
+    version: str
+    digest: str
+
+
+class Shelf:
+    """Serves by remembering; opens and refuses versions as their numbers say."""
+
+    def __init__(self) -> None:
+        self.visible: dict[str, Opened] = {}
+        self.failures = 0
+
+    def load(self, bundle: Bundle, *, verified_by: str | None) -> Opened:
+        assert verified_by is not None
+        version = bundle.manifest.version
+        if version.startswith("2."):
+            raise GoldenMismatch(f"{version} gives something else")
+        if version.startswith("3."):
+            raise EngineError(f"{version} does not open")
+        return Opened(version, bundle.digest)
+
+    def activate(self, served: Opened, *, replace: bool = False) -> None:
+        assert replace
+        self.visible[MODEL] = served
+
+
+class PlugPulled(BaseException):
+    """The process ends here."""
+
+
+class Repository(Fetcher):
+    """Copies what would be downloaded."""
+
+    def __init__(self, folder: Path, files: dict[str, Path]) -> None:
+        super().__init__(
+            folder, repository="http://host/", reserve_bytes=1, clock=ManualClock(), rng=Random(1)
+        )
+        self._files = files
+
+    def fetch(self, wanted: Wanted, **_: object) -> Path:
+        part = self.part(wanted)
+        part.write_bytes(self._files[wanted.url].read_bytes())
+        return part
+
+
+class Board:
+    """One device with its disk; `pull` says after how many durable writes the plug is pulled."""
+
+    def __init__(self, folder: Path, key: SigningKey, files: dict[str, Path]) -> None:
+        self.state = folder / "state"
+        self.key = key
+        self.files = files
+        self.clock = ManualClock()
+        self.told: list[tuple[str, dict[str, object]]] = []
+        self.reports: list[tuple[int, ModelState | None]] = []
+        self.start()
+
+    def start(self) -> None:
+        self.shelf = Shelf()
+        self.desired = DesiredState(self.state)
+        live = Live(
+            self.shelf,
+            keys=[self.key.public],
+            engine_failures=lambda _: self.shelf.failures,
+            clock=self.clock,
+        )
+        self.updater = Updater(
+            Slots(self.state),
+            live,
+            self.desired,
+            profile=bundles.PROFILE.name,
+            keys=[self.key.public],
+            limits=UpdateSection(confirm_after_s=30),
+            fetcher=Repository(self.state / "fetch", self.files),
+            events=self.tell,
+            changed=self.report,
+        )
+        self.updater.restore()
+
+    def report(self) -> None:
+        self.reports.append((self.desired.serial, self.updater.states().get(MODEL)))
+
+    def tell(self, kind: str, message: str, *, level: Level = "info", **facts: object) -> None:
+        self.told.append((kind, facts))
+
+    def want(self, serial: int, what: Wanted) -> None:
+        self.updater.want(Desired(serial=serial, models={MODEL: what}))
+
+    def work(self, *, turns: int = 3, pass_s: float = 31) -> None:
+        for _ in range(turns):
+            self.updater.turn()
+            self.clock.advance(pass_s)
+
+    @property
+    def record(self) -> Record:
+        return Slots(self.state).read(MODEL)
+
+    @property
+    def serves(self) -> str | None:
+        found = self.shelf.visible.get(MODEL)
+        return found.version if found else None
+
+
+class World:
+    """Bundles that a board may be told of, made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.key = SigningKey.generate()
+        self.files: dict[str, Path] = {}
+        self.wants: dict[str, Wanted] = {}
+        for number, version in enumerate(["1.0.0", "1.1.0", "1.2.0", "2.0.0", "3.0.0"]):
+            self.add(bundles.write(folder, version=version, key=self.key, seed=number))
+
+    def add(self, path: Path, **changes: Any) -> Wanted:
+        with Bundle.open(path) as bundle:
+            artifact = describe(path)
+            made = Wanted(
+                version=bundle.manifest.version,
+                digest=bundle.digest,
+                url=path.name,
+                sha256=artifact.sha256,
+                size_bytes=artifact.size_bytes,
+            )
+        made = msgspec.structs.replace(made, **changes)
+        self.files[path.name] = path
+        self.wants[made.version] = made
+        return made

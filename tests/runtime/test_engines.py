@@ -1,0 +1,127 @@
+"""Each engine keeps the contract, and what is its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from edgekit.errors import EngineError, UsageError
+from edgekit_runtime.engines import ENGINES
+from edgekit_runtime.engines.batches import run_all
+from tests.runtime.engine_contract import EngineContract
+
+
+def save(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> Path:
+    """Write an ONNX model; inputs and outputs are (name, type, shape)."""
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+class TestOnnxRuntime(EngineContract):
+    engine = ENGINES.get("onnxruntime")
+
+    @pytest.fixture
+    def artifact(self, tmp_path: Path) -> Path:
+        return save(
+            tmp_path / "relu.onnx",
+            [helper.make_node("Relu", ["x"], ["y"])],
+            [("x", TensorProto.FLOAT, ["n", 4])],
+            [("y", TensorProto.FLOAT, ["n", 4])],
+        )
+
+    def test_a_provider_that_is_not_here_is_named_and_never_replaced(self, artifact: Path) -> None:
+        options = {"providers": [{"name": "TensorrtExecutionProvider"}]}
+
+        with pytest.raises(EngineError, match="TensorrtExecutionProvider is not available") as e:
+            self.engine.open(artifact, options=options)
+        assert "CPUExecutionProvider" in e.value.message
+
+    def test_provider_options_reach_the_provider(self, artifact: Path) -> None:
+        providers = [{"name": "CPUExecutionProvider", "options": {"use_arena": False}}]
+        session = self.engine.open(artifact, options={"providers": providers, "threads": 2})
+
+        assert session.providers == ("CPUExecutionProvider",)
+
+    def test_scalars_and_strings_pass(self, tmp_path: Path) -> None:
+        path = save(
+            tmp_path / "mixed.onnx",
+            [helper.make_node("Identity", ["s"], ["t"]), helper.make_node("Neg", ["a"], ["b"])],
+            [("s", TensorProto.STRING, [2]), ("a", TensorProto.INT64, [])],
+            [("t", TensorProto.STRING, [2]), ("b", TensorProto.INT64, [])],
+        )
+        session = self.engine.open(path, options={})
+        texts = np.array([b"caf\xc3\xa9", b""], dtype=object)
+
+        outputs = session.run({"s": texts, "a": np.int64(3)})  # type: ignore[dict-item]
+
+        assert [spec.datatype for spec in session.inputs] == ["BYTES", "INT64"]
+        assert outputs["t"].tolist() == texts.tolist()
+        assert outputs["b"] == -3
+        assert outputs["b"].shape == ()
+
+    def test_whole_inputs_are_run_one_by_one(self, tmp_path: Path) -> None:
+        path = save(
+            tmp_path / "state.onnx",
+            [helper.make_node("Add", ["x", "h"], ["y"])],
+            [("x", TensorProto.FLOAT, [1, 3]), ("h", TensorProto.FLOAT, [2, 1, 3])],
+            [("y", TensorProto.FLOAT, [2, 1, 3])],
+        )
+        session = self.engine.open(path, options={})
+        x, h = np.ones((5, 3), np.float32), np.arange(30, dtype=np.float32).reshape(5, 2, 1, 3)
+
+        np.testing.assert_array_equal(run_all(session, {"x": x, "h": h})["y"], h + 1)
+
+
+class TestLiteRt(EngineContract):
+    engine = ENGINES.get("litert")
+
+    @pytest.fixture
+    def artifact(self, tmp_path: Path) -> Path:
+        pytest.importorskip("ai_edge_litert")
+        path = tmp_path / "relu.tflite"
+        path.write_bytes(_relu_tflite())
+        return path
+
+
+def _relu_tflite() -> bytes:
+    """y = relu(x), x float32 [-1, 4], by the schema that ai-edge-litert ships."""
+    import flatbuffers  # type: ignore[import-untyped]
+    from ai_edge_litert import schema_py_generated as schema
+
+    def tensor(name: str) -> Any:
+        made = schema.TensorT()
+        made.name, made.type, made.buffer = name, schema.TensorType.FLOAT32, 0
+        made.shape, made.shapeSignature = [1, 4], [-1, 4]
+        return made
+
+    operator = schema.OperatorT()
+    operator.inputs, operator.outputs, operator.opcodeIndex = [0], [1], 0
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.RELU
+    code.version = 1
+    graph = schema.SubGraphT()
+    graph.tensors, graph.operators = [tensor("x"), tensor("y")], [operator]
+    graph.inputs, graph.outputs = [0], [1]
+    model = schema.ModelT()
+    model.version, model.subgraphs = 3, [graph]
+    model.operatorCodes, model.buffers = [code], [schema.BufferT()]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def test_an_unknown_engine_is_named() -> None:
+    with pytest.raises(UsageError, match="no engine called 'warp'"):
+        ENGINES.get("warp")

@@ -1,0 +1,142 @@
+"""Telemetry and sensors: every interval is told, and what the board does not tell is `None`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import msgspec
+import pytest
+
+from edgekit.clock import ManualClock
+from edgekit.messages import Event, ModelFigures, Telemetry
+from edgekit_runtime import sensors
+from edgekit_runtime.outbox import Kind, Outbox
+from edgekit_runtime.sender import Sender
+from edgekit_runtime.telemetry import Reporter
+
+BOOT = "0123456789abcdef"
+FIGURES = ModelFigures(model="tiny", version="1.0.0", variant="float", requests=3, errors=1)
+
+
+class Device:
+    """A reporter over a real outbox, with a link that is down."""
+
+    def __init__(self, path: Path) -> None:
+        self.clock = ManualClock()
+        self.outbox = Outbox(path / "outbox.db", boot=BOOT, max_rows=100, max_bytes=1 << 20)
+        self.sent: list[Kind] = []
+        self.up = False
+        sender = Sender(self.outbox, self._publish, clock=self.clock, rng=Random(1))
+        self.reporter = Reporter(
+            self.outbox,
+            sender,
+            boot=BOOT,
+            interval_s=60,
+            figures=lambda: [FIGURES],
+            resources=lambda: sensors.read(path),
+            clock=self.clock,
+        )
+
+    def _publish(self, kind: Kind, payload: bytes) -> bool:
+        self.sent.append(kind)
+        return self.up
+
+    def telemetry(self) -> list[Telemetry]:
+        found = [m for m in self.outbox.pending(100) if m.kind == "telemetry"]
+        return [msgspec.json.decode(m.payload, type=Telemetry) for m in found]
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Device]:
+    made = Device(tmp_path)
+    yield made
+    made.outbox.close()
+
+
+def test_an_interval_is_told_once(device: Device) -> None:
+    device.reporter._turn()
+    device.clock.advance(61)
+    device.reporter._turn()
+    device.reporter._turn()
+
+    (message,) = device.telemetry()
+    assert message.models == (FIGURES,)
+    assert message.period_s == 61
+    assert message.resources.rss_bytes > 0
+
+
+def test_intervals_without_a_link_wait_in_the_outbox(device: Device) -> None:
+    for _ in range(3):
+        device.clock.advance(60)
+        device.reporter._turn()
+
+    assert [message.seq for message in device.telemetry()] == [1, 2, 3]
+
+
+def test_the_last_interval_is_told_at_the_end(device: Device) -> None:
+    device.up = True
+    device.reporter.start()
+    device.clock.advance(7)
+    device.reporter.close()
+
+    assert device.telemetry()[-1].period_s == 7
+    assert device.sent.count("telemetry") == 1
+
+
+def test_an_event_carries_its_facts(device: Device, tmp_path: Path) -> None:
+    device.reporter.event("tested", "so", level="warning", path=tmp_path, count=3)
+
+    (message,) = device.outbox.pending(10)
+    event = msgspec.json.decode(message.payload, type=Event)
+    assert (event.kind, event.level, event.message) == ("tested", "warning", "so")
+    assert event.facts == {"path": str(tmp_path), "count": 3}
+
+
+def test_what_was_dropped_is_counted_in_what_follows(tmp_path: Path) -> None:
+    device = Device(tmp_path)
+    for _ in range(150):
+        device.reporter.observe()
+
+    assert device.telemetry()[-1].outbox_dropped == 49
+    device.outbox.close()
+
+
+def test_a_damaged_outbox_is_an_event(device: Device) -> None:
+    device.outbox._was_damaged = True
+
+    device.reporter._turn()
+
+    kinds = [msgspec.json.decode(m.payload, type=Event).kind for m in device.outbox.pending(10)]
+    assert kinds == ["outbox_reset"]
+
+
+def test_sensors_read_this_machine(tmp_path: Path) -> None:
+    found = sensors.read(tmp_path)
+
+    assert found.cpu_s > 0
+    assert found.rss_bytes > 1 << 20
+    assert found.memory_free_bytes is not None
+    assert found.disk_free_bytes is not None
+
+
+def test_what_a_board_does_not_tell_is_none(tmp_path: Path) -> None:
+    found = sensors.read(tmp_path / "gone", proc=tmp_path, thermal=tmp_path)
+
+    assert found.rss_bytes == 0
+    assert found.memory_free_bytes is None
+    assert found.disk_free_bytes is None
+    assert found.temperature_c is None
+
+
+def test_the_hottest_zone_counts_and_odd_ones_are_left_out(tmp_path: Path) -> None:
+    for number, text in enumerate(["41000\n", "-5000", "many", "63500"]):
+        zone = tmp_path / f"thermal_zone{number}"
+        zone.mkdir()
+        (zone / "temp").write_text(text)
+    (tmp_path / "thermal_zone9").mkdir()
+    os.symlink(tmp_path / "nowhere", tmp_path / "thermal_zone9" / "temp")
+
+    assert sensors.read(tmp_path, thermal=tmp_path).temperature_c == 63.5

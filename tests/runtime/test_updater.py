@@ -1,0 +1,323 @@
+"""The updater on a real disk: what it installs, refuses and takes back, and pulled plugs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from edgekit import storage
+from edgekit.bundle import Bundle
+from edgekit.errors import StorageError
+from edgekit.messages import Wanted
+from edgekit.signing import SigningKey
+from edgekit_runtime import update
+from edgekit_runtime.slots import Slots
+from edgekit_runtime.update import Reason, State
+from tests import bundles
+from tests.runtime.boards import MODEL, Board, PlugPulled, World
+
+ANOTHER_DIGEST = "sha256:" + "3" * 64
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture
+def board(world: World, tmp_path: Path) -> Board:
+    return Board(tmp_path, world.key, world.files)
+
+
+def test_a_new_version_takes_over_and_the_old_one_stays_to_go_back_to(
+    board: Board, world: World
+) -> None:
+    board.want(1, world.wants["1.0.0"])
+    board.work()
+    board.want(2, world.wants["1.1.0"])
+    board.work()
+
+    assert board.serves == "1.1.0"
+    assert board.record.state is State.CONFIRMED
+    assert board.record.previous is not None
+    assert not list((board.state / "fetch").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [("2.0.0", Reason.GOLDEN_MISMATCH), ("3.0.0", Reason.ENGINE_ERROR)],
+)
+def test_a_version_that_fails_its_probe_never_serves(
+    board: Board, world: World, version: str, reason: Reason
+) -> None:
+    board.want(1, world.wants["1.0.0"])
+    board.work()
+    board.want(2, world.wants[version])
+    board.work()
+
+    assert board.serves == "1.0.0"
+    state = board.updater.states()[MODEL]
+    assert (state.version, state.state, state.reason) == ("1.0.0", "failed", reason.value)
+
+
+def test_a_new_serial_is_never_reported_with_the_outcome_of_an_older_wish(
+    board: Board, world: World
+) -> None:
+    board.want(1, world.wants["2.0.0"])
+    board.work()
+    board.want(2, world.wants["2.0.0"])
+    board.work()
+
+    after = [state.state for serial, state in board.reports if serial == 2 and state]
+    assert after[0] == "fetching"
+    assert after[-1] == "failed"
+
+
+def change(name: str) -> Callable[[Wanted], Wanted]:
+    changes: dict[str, dict[str, Any]] = {
+        "digest": {"digest": ANOTHER_DIGEST},
+        "version": {"version": "9.9.9"},
+        "sha256": {"sha256": "0" * 64},
+        "size": {"size_bytes": 7},
+    }
+    return lambda what: msgspec.structs.replace(what, **changes[name])
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("digest", Reason.WRONG_DIGEST),
+        ("version", Reason.WRONG_MODEL),
+        ("sha256", Reason.WRONG_SHA256),
+        ("size", Reason.WRONG_SIZE),
+    ],
+)
+def test_a_bundle_that_is_not_the_announced_one_is_refused(
+    board: Board, world: World, what: str, reason: Reason
+) -> None:
+    board.want(1, change(what)(world.wants["1.0.0"]))
+    board.work()
+
+    assert board.serves is None
+    assert board.updater.states()[MODEL].reason == reason.value
+
+
+def test_a_bundle_signed_by_a_stranger_is_refused(
+    board: Board, world: World, tmp_path: Path
+) -> None:
+    stranger = bundles.write(tmp_path, version="1.3.0", key=SigningKey.generate())
+    board.want(1, world.add(stranger))
+    board.work()
+
+    assert board.serves is None
+    assert board.updater.states()[MODEL].reason == "untrusted"
+
+
+def test_a_bundle_for_another_profile_is_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = msgspec.structs.replace(bundles.PROFILE, name="another-board")
+    monkeypatch.setattr(bundles, "PROFILE", other)
+    path = bundles.write(tmp_path, version="1.4.0", key=world.key)
+    monkeypatch.undo()
+    board = Board(tmp_path, world.key, world.files)
+    board.want(1, world.add(path))
+    board.work()
+
+    assert board.updater.states()[MODEL].reason == "wrong_profile"
+
+
+def test_failures_of_the_engine_bring_the_previous_version_back(board: Board, world: World) -> None:
+    board.want(1, world.wants["1.0.0"])
+    board.work()
+    board.want(2, world.wants["1.1.0"])
+    board.work(turns=1, pass_s=1)
+    assert board.serves == "1.1.0"
+    board.shelf.failures = 4
+    board.work()
+
+    assert board.serves == "1.0.0"
+    assert board.record.state is State.ROLLED_BACK
+    assert board.updater.states()[MODEL].reason == "engine_failures"
+
+
+def test_a_request_on_the_board_brings_the_previous_version_back(
+    board: Board, world: World
+) -> None:
+    board.want(1, world.wants["1.0.0"])
+    board.work()
+    board.want(2, world.wants["1.1.0"])
+    board.work()
+    Slots(board.state).ask_rollback(MODEL)
+    board.work()
+
+    assert board.serves == "1.0.0"
+    assert not Slots(board.state).asked_rollbacks()
+    board.start()
+    assert board.serves == "1.0.0"
+
+
+def test_a_request_that_was_left_while_the_daemon_was_away_counts_too(
+    board: Board, world: World
+) -> None:
+    board.want(1, world.wants["1.0.0"])
+    board.work()
+    board.want(2, world.wants["1.1.0"])
+    board.work()
+    Slots(board.state).ask_rollback(MODEL)
+    board.start()
+
+    assert board.serves == "1.0.0"
+    assert ("rolled_back", {"model": MODEL, "reason": "asked"}) in board.told
+
+
+def test_a_slot_that_went_bad_is_left_for_the_previous_one_and_fetched_again(
+    board: Board, world: World
+) -> None:
+    board.want(1, world.wants["1.0.0"])
+    board.work()
+    board.want(2, world.wants["1.1.0"])
+    board.work()
+    active = board.record.active
+    assert active is not None
+    artifact = Slots(board.state).folder(MODEL, active) / "artifacts" / "float.onnx"
+    artifact.write_bytes(artifact.read_bytes()[:-1] + b"?")
+    board.start()
+    assert board.serves == "1.0.0"
+
+    board.work()
+
+    assert board.serves == "1.1.0"
+
+
+def test_an_older_desired_state_is_ignored_also_after_a_restart(board: Board, world: World) -> None:
+    board.want(5, world.wants["1.1.0"])
+    board.work()
+    board.start()
+    board.want(4, world.wants["1.0.0"])
+    board.work()
+
+    assert board.serves == "1.1.0"
+
+
+def test_something_serves_also_from_a_disk_that_takes_nothing(
+    board: Board, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, data: bytes, **_: object) -> None:
+        raise StorageError(f"{path} cannot be written: No space left on device")
+
+    board.want(1, world.wants["1.0.0"])
+    board.work()
+    board.want(2, world.wants["1.1.0"])
+    board.work(turns=1, pass_s=1)
+    assert board.record.state is State.ACTIVE
+    monkeypatch.setattr(storage, "write", refuse)
+    for _ in range(update.MAX_ATTEMPTS):
+        board.start()
+        assert board.serves == "1.1.0"
+    board.want(3, world.wants["1.2.0"])
+    with pytest.raises(StorageError):
+        board.work()
+    assert board.serves == "1.1.0"
+
+
+class Plugs(RuleBasedStateMachine):
+    """Wishes, work, requests and pulled plugs in any order: something always serves."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        super().__init__()
+        self.wants = world.wants
+        self.board = Board(folder, world.key, world.files)
+        self.serial = 1
+        self.board.want(1, world.wants["1.0.0"])
+        self.board.work()
+
+    @rule(version=st.sampled_from(["1.0.0", "1.1.0", "1.2.0", "2.0.0", "3.0.0"]))
+    def want(self, version: str) -> None:
+        self.serial += 1
+        self.board.want(self.serial, self.wants[version])
+
+    @rule(turns=st.integers(1, 3), pass_s=st.sampled_from([0.0, 31.0]))
+    def work(self, turns: int, pass_s: float) -> None:
+        self.board.work(turns=turns, pass_s=pass_s)
+
+    @rule()
+    def fail_engine(self) -> None:
+        self.board.shelf.failures = 100
+
+    @rule()
+    def ask_rollback(self) -> None:
+        Slots(self.board.state).ask_rollback(MODEL)
+
+    @rule(writes=st.integers(0, 12), restarts=st.integers(0, 3))
+    def pull_the_plug(self, writes: int, restarts: int) -> None:
+        """The process ends before or after a durable write, and perhaps again while it starts."""
+        with plug_pulled(after=writes):
+            self.board.work(turns=2)
+        for after in range(restarts):
+            with plug_pulled(after=after):
+                self.board.start()
+        self.board.start()
+
+    @invariant()
+    def something_serves_and_is_the_active_slot(self) -> None:
+        record = self.board.record
+        assert self.board.serves in ("1.0.0", "1.1.0", "1.2.0")
+        assert record.serving is not None
+        assert record.serving.version == self.board.serves
+        for slot in record.slots:
+            Bundle.open(Slots(self.board.state).folder(MODEL, slot)).close()
+
+
+@contextmanager
+def plug_pulled(*, after: int) -> Iterator[None]:
+    """Let the process end right before or right after one of its durable writes."""
+    left = after
+    real_write, real_unpack = storage.write, Bundle.unpack
+
+    def count() -> None:
+        nonlocal left
+        if left == 0:
+            raise PlugPulled
+        left -= 1
+
+    def write(path: Path, data: bytes, **options: Any) -> None:
+        count()
+        real_write(path, data, **options)
+        count()
+
+    def unpack(self: Bundle, folder: Path) -> Path:
+        count()
+        done = real_unpack(self, folder)
+        count()
+        return done
+
+    with pytest.MonkeyPatch.context() as patch, suppress(PlugPulled):
+        patch.setattr(storage, "write", write)
+        patch.setattr(Bundle, "unpack", unpack)
+        yield
+
+
+def test_whenever_the_plug_is_pulled_the_old_or_the_new_version_serves(
+    world: World, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    boards = iter(lambda: tmp_path_factory.mktemp("board"), None)
+
+    class Here(Plugs):
+        def __init__(self) -> None:
+            super().__init__(world, next(boards))
+
+    run_state_machine_as_test(Here, settings=settings(max_examples=25, stateful_step_count=20))
