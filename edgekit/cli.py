@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from typing import NoReturn
 
 import click
 
 from edgekit import __version__
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, UsageError
 from edgekit.registry import load
 
 # name: (where it lives, one line for --help)
@@ -30,10 +31,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "verify": ("edgekit_runtime.commands:verify", "Check a bundle and run its golden inputs."),
 }
 
-EXTRAS = {
-    "edgekit_converters": "host",
-    "edgekit_runtime": "device",
-    "edgekit.fleet": "coordinator",
+# Libraries that only some commands need: the extra that installs each.
+EXTRAS: Mapping[str, str] = {
+    **dict.fromkeys(("onnx", "onnxslim", "PIL", "rich", "yaml"), "host"),
+    **dict.fromkeys(("onnxruntime", "paho", "tomli"), "device"),
+    **dict.fromkeys(
+        ("nats_server", "prometheus_client", "sqlalchemy", "starlette", "uvicorn"), "coordinator"
+    ),
 }
 
 
@@ -74,16 +78,7 @@ def daemon_main() -> None:
 
 
 def _import(target: str) -> click.Command:
-    try:
-        command = load(target)
-    except ModuleNotFoundError as e:
-        for package, extra in EXTRAS.items():
-            if target.startswith(package) and not (e.name or "").startswith("edgekit"):
-                raise EdgekitError(
-                    f"this command needs {e.name}, which is not installed",
-                    hint=f"pip install 'edgekit-ml[{extra}]'",
-                ) from e
-        raise
+    command = load(target)
     assert isinstance(command, click.Command)
     return command
 
@@ -98,9 +93,23 @@ def _run(command: click.Command, *, prog: str) -> None:
         e.show()
         sys.exit(e.exit_code)
     except EdgekitError as e:
-        click.echo(f"error: {e.message}", err=True)
-        if e.hint:
-            click.echo(f"hint: {e.hint}", err=True)
-        sys.exit(e.exit_code)
+        _fail(e)
+    except ModuleNotFoundError as e:
+        extra = EXTRAS.get((e.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _fail(
+            UsageError(
+                f"this command needs {e.name}, which is not installed",
+                hint=f"pip install 'edgekit-ml[{extra}]'",
+            )
+        )
     if isinstance(result, int):
         sys.exit(result)
+
+
+def _fail(error: EdgekitError) -> NoReturn:
+    click.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)
+    sys.exit(error.exit_code)

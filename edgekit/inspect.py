@@ -72,8 +72,7 @@ def bundle_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("signature", _signature(signature)),
     ]
     for title in ("inputs", "outputs"):
-        for spec in manifest["model"][title]:
-            lines.append((title[:-1], f"{spec['name']} {spec['datatype']} {list(spec['shape'])}"))
+        lines += [(title[:-1], _tensor(spec)) for spec in manifest["model"][title]]
     measured = {v["name"]: v for v in (facts["report"] or {}).get("variants", [])}
     for variant in manifest["variants"]:
         size = manifest["entries"][variant["artifact"]]["size_bytes"]
@@ -82,6 +81,10 @@ def bundle_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("variant", text + _measured(measured.get(variant["name"]))))
     lines += [("tool", f"{name} {version}") for name, version in manifest["tools"].items()]
     return lines
+
+
+def _tensor(spec: dict[str, Any]) -> str:
+    return f"{spec['name']} {spec['datatype']} {list(spec['shape'])}"
 
 
 def _measured(variant: dict[str, Any] | None) -> str:

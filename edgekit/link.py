@@ -134,6 +134,7 @@ class MqttLink:
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
         self._client.on_message = self._received
+        self._client.on_subscribe = self._subscribed
 
     @property
     def connected(self) -> bool:
@@ -183,8 +184,18 @@ class MqttLink:
     ) -> None:
         log.info("link down", extra={"reason": str(reason)})
 
+    def _subscribed(
+        self, _client: Any, _userdata: Any, _id: Any, reasons: Sequence[Any], _props: Any
+    ) -> None:
+        # A broker may refuse one filter and keep the connection: nothing else would tell.
+        for reason in reasons:
+            if reason.is_failure:
+                log.error("broker refused a subscription", extra={"reason": str(reason)})
+
     def _received(self, _client: Any, _userdata: Any, message: Any) -> None:
         try:
             self._on_message(message.topic, message.payload)
         except MessageError as e:
             log.warning("message dropped", extra={"topic": message.topic, "error": str(e)})
+        except Exception:  # what nobody foresaw must not end the link's thread without a word
+            log.exception("message failed", extra={"topic": message.topic})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,10 +25,11 @@ def _home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> object:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, object, object]:
     """With CI=true a test that skips for want of what a `make` target installs has failed."""
-    report = yield
-    assert isinstance(report, pytest.TestReport)
+    report = cast("pytest.TestReport", (yield))
     reason = str(report.longrepr)
     if report.skipped and os.environ.get("CI") == "true" and "`make " in reason:
         report.outcome = "failed"

@@ -119,7 +119,7 @@ def test_a_bundle_is_served_under_python_3_10(served: dict[str, Any]) -> None:
             {"name": "x", "datatype": "FP32", "shape": [1, 16], "data": samples.ravel().tolist()}
         ]
     }
-    (url,) = [address for address in served["listen"] if address.startswith("http")]
+    (url,) = served["addresses"]
 
     with urlopen(Request(f"{url}/v2/models/tiny/infer", json.dumps(body).encode())) as response:
         (output,) = json.load(response)["outputs"]

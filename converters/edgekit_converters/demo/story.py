@@ -237,7 +237,7 @@ def learn(place: Place, processes: Processes, say: Say) -> dict[str, Any]:
         lambda: all(_version(place, number, DIGITS) == version for number in range(1, DEVICES + 1)),
         timeout_s=_STEP_LIMIT_S,
     )
-    before, after = candidate["base_metric"], candidate["metric"]
+    before, after = candidate["base_metric"]["value"], candidate["metric"]["value"]
     say(
         "learn",
         f"{ROUNDS} federated rounds on {DEVICES} devices: top-1 on held-out digits "
@@ -288,18 +288,26 @@ models = ["{DIGITS}"]
 def _rollout(
     place: Place, bundle: Path, model: str, version: str, processes: Processes
 ) -> dict[str, Any]:
-    """Publish a bundle, roll it out to one device and then all, and wait for the end."""
+    """Publish a bundle, roll it out to one device and then all, and wait until that has ended."""
     at = ("--coordinator", place.coordinator)
     processes.run("publish", edgekit("publish", bundle, *at), timeout_s=_STEP_LIMIT_S)
-    shown = processes.run(
+    created = processes.run(
         "rollout",
         edgekit(
             *("rollout", "create", "--model", model, "--version", version),
-            *("--wave", "1", "--wave", "100%", "--watch", *at),
+            *("--wave", "1", "--wave", "100%", *at),
         ),
         timeout_s=_STEP_LIMIT_S,
     )
-    return dict(shown)
+
+    def ended() -> dict[str, Any] | None:
+        shown = get(f"{place.coordinator}/api/rollouts/{created['id']}")
+        return shown if shown and shown["state"] in ("done", "halted") else None
+
+    shown: dict[str, Any] = processes.wait(
+        "coordinator", f"the rollout of {model} {version}", ended, timeout_s=_STEP_LIMIT_S
+    )
+    return shown
 
 
 def _online(place: Place, processes: Processes) -> list[str]:
@@ -334,4 +342,4 @@ def _describe(bundle: dict[str, Any]) -> str:
 
 def _kilobytes(series: dict[str, Any]) -> str:
     rounds: Sequence[dict[str, Any]] = series["rounds"]
-    return f"{sum(shown['bytes_up'] for shown in rounds) / 1000:.0f} kB"
+    return f"{sum(shown['up_bytes'] for shown in rounds) / 1000:.0f} kB"

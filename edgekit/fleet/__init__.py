@@ -1,0 +1,1 @@
+"""The fleet side: broker, coordinator, rollouts, rounds. It imports neither other side."""

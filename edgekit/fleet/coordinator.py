@@ -1,0 +1,220 @@
+"""Coordinator: wiring, start-up and shutdown; no rules. What it was doing is in its store.
+
+Threads: the link's own (MQTT in), `ingest` (commits and acknowledges), `rounds` (aggregation and
+builds) and `steward`, which sends desired states and carries rollouts on whenever something
+changed. HTTP runs on the main thread's loop. A thread that ends by an error nobody foresaw ends
+the process: a half-working coordinator would look healthy.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from edgekit import link, topics
+from edgekit.clock import Clock
+from edgekit.errors import FleetError, LinkError, StorageError
+from edgekit.fleet import broker, ingest, telemetry
+from edgekit.fleet.address import Address, Claim
+from edgekit.fleet.desired import Sender
+from edgekit.fleet.files import Files
+from edgekit.fleet.ingest import Ingest
+from edgekit.fleet.release import Builder
+from edgekit.fleet.repository import Repository
+from edgekit.fleet.rollouts import Rollouts
+from edgekit.fleet.rounds import Rounds
+from edgekit.fleet.store import Store
+from edgekit.signing import PublicKey
+
+log = logging.getLogger(__name__)
+
+_STEP_S = 1.0
+_LINK_ROOM_S = 0.02
+_PRUNE_EVERY_S = 3600.0
+_CONNECT_TIMEOUT_S = 5.0
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a coordinator runs.
+
+    Attributes:
+        state: folder of the store, the repository and the files of rounds.
+        sites: the sites whose devices it keeps.
+        trusted: keys whose bundles it takes.
+        key: file of the key that signs the candidates of rounds; `None` refuses rounds.
+        keep_messages_s: how long acknowledged messages stay in the store.
+        keep_figures_s: how long the sums by minute stay.
+    """
+
+    broker: str
+    state: Path
+    sites: tuple[str, ...]
+    trusted: Sequence[PublicKey]
+    key: Path | None
+    keep_messages_s: float = 7 * 86400.0
+    keep_figures_s: float = 30 * 86400.0
+
+
+class Coordinator:
+    """A running coordinator, without its HTTP side.
+
+    Raises:
+        LinkError: the broker cannot be reached, or another coordinator uses the folder.
+        StorageError: the state folder cannot be used.
+    """
+
+    def __init__(self, settings: Settings, *, clock: Clock) -> None:
+        self.settings = settings
+        self._clock = clock
+        self._broker = link.Broker.parse(settings.broker)
+        require_broker(self._broker)
+        self._claim = Claim(settings.state, what="coordinator")
+        self.store = Store.in_folder(settings.state)
+        self.repository = Repository(
+            store=self.store,
+            folder=settings.state / "repository",
+            trusted=settings.trusted,
+            clock=clock,
+        )
+        self.files = Files(settings.state / "files")
+        self.rollouts = Rollouts(store=self.store, clock=clock)
+        self.ingest = Ingest(
+            store=self.store, clock=clock, publish=self._publish, on_change=self.wake
+        )
+        self.rounds = Rounds(
+            store=self.store,
+            clock=clock,
+            repository=self.repository,
+            files=self.files,
+            rollouts=self.rollouts,
+            builder=Builder(key=settings.key, state=settings.state / "rounds"),
+            publish=self._publish_retained,
+        )
+        self._sender = Sender(store=self.store, publish=self._publish_retained)
+        self._link = link.MqttLink(
+            self._broker,
+            # Coordinators of other sites may use the same broker.
+            client_id="-".join(["edgekit-coordinator", *settings.sites]),
+            filters=_filters(settings.sites),
+            on_message=self._receive,
+            on_connect=self._connected,
+        )
+        self._wake = threading.Event()
+        self._first_up = threading.Event()
+        self._reconnected = threading.Event()
+        self._closing = threading.Event()
+        self._steward = threading.Thread(target=self._keep, name="steward", daemon=True)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the link to the broker is up."""
+        return self._link.connected
+
+    def start(self, *, on_failure: Callable[[threading.ExceptHookArgs], None]) -> None:
+        """Start every thread, and return when devices can be heard.
+
+        Args:
+            on_failure: hears of a thread that ended by an unforeseen error.
+
+        Raises:
+            LinkError: the broker answered before, and refuses the connection now.
+        """
+        threading.excepthook = on_failure
+        self.ingest.start()
+        self.rounds.start()
+        self._steward.start()
+        self._link.start()
+        deadline_s = self._clock.monotonic() + _CONNECT_TIMEOUT_S
+        while not self._first_up.wait(_LINK_ROOM_S):
+            if self._clock.monotonic() > deadline_s:
+                raise LinkError(
+                    f"the broker at {self.settings.broker} does not let the coordinator in",
+                    hint="the log above has its reason",
+                )
+
+    def close(self) -> None:
+        """End every thread; what was received is stored."""
+        self._closing.set()
+        self._wake.set()
+        self.rounds.close()
+        self.ingest.close()
+        self._steward.join()
+        self._link.close()
+        self.store.close()
+        self._claim.release()
+
+    def wake(self) -> None:
+        """Something changed: look after rollouts and desired states now."""
+        self._wake.set()
+
+    def _receive(self, topic: str, payload: bytes) -> None:
+        parsed = topics.parse(topic)
+        if isinstance(parsed, topics.UpdateTopic):
+            self.rounds.receive(parsed, payload)
+        else:
+            self.ingest.receive(topic, payload)
+
+    def _connected(self) -> None:
+        self._first_up.set()
+        self._reconnected.set()
+        self.rounds.reconnected()
+        self._wake.set()
+
+    def _keep(self) -> None:
+        pruned_s = self._clock.monotonic()
+        while not self._closing.is_set():
+            try:
+                all_sent = self._step()
+                if self._clock.monotonic() - pruned_s > _PRUNE_EVERY_S:
+                    pruned_s = self._clock.monotonic()
+                    self._prune()
+            except StorageError as e:
+                log.error("rollouts wait: %s", e)
+                all_sent = True
+            self._wake.wait(_STEP_S if all_sent or not self.connected else _LINK_ROOM_S)
+            self._wake.clear()
+
+    def _step(self) -> bool:
+        """Carry rollouts on and send what they desire; whether all of it was sent."""
+        if self._reconnected.is_set():
+            self._sender.forget()
+            self._reconnected.clear()
+        self.rollouts.step()
+        return self._sender.flush()
+
+    def _prune(self) -> None:
+        now_ms = self._clock.now_ms()
+        with self.store.write() as connection:
+            kept_ms = round(self.settings.keep_messages_s * 1000)
+            messages = ingest.prune(connection, before_ms=now_ms - kept_ms)
+            kept_ms = round(self.settings.keep_figures_s * 1000)
+            minutes = telemetry.prune(connection, before_ms=now_ms - kept_ms)
+        log.info("old rows removed", extra={"messages": messages, "minutes": minutes})
+
+    def _publish(self, topic: str, payload: bytes) -> bool:
+        return self._link.publish(topic, payload)
+
+    def _publish_retained(self, topic: str, payload: bytes) -> bool:
+        return self._link.publish(topic, payload, retain=True)
+
+
+def require_broker(address: link.Broker) -> None:
+    """Refuse to start without a broker; one that goes away later is waited for."""
+    if address.tls:
+        raise FleetError(
+            "a coordinator does not speak mqtts:// yet", hint="use mqtt:// on this machine"
+        )
+    if not broker.answers_mqtt(Address(address.host, address.port), timeout_s=_CONNECT_TIMEOUT_S):
+        raise LinkError(
+            f"no MQTT broker answers at {address.host}:{address.port}",
+            hint="edgekit broker starts one; --broker names another",
+        )
+
+
+def _filters(sites: Sequence[str]) -> list[str]:
+    leaves = [topics.every_device(site, leaf) for site in sites for leaf in ingest.LEAVES]
+    return leaves + [topics.every_update(site) for site in sites]

@@ -1,0 +1,198 @@
+"""Rollout: the rules by which a bundle reaches a fleet in waves that stop themselves.
+
+A wave is asked only when every device of the waves before has answered, and at least one of the
+latest wave serves the new version. Too many failures halt the rollout. Everything here is a
+function of values; `rollouts` reads and writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+
+from edgekit.errors import FleetError, UsageError
+from edgekit.manifest import ModelName, ModelVersion
+from edgekit.messages import ModelState
+from edgekit.structs import Strict
+
+State = Literal["running", "paused", "halted", "done", "aborted"]
+Outcome = Literal["waiting", "moving", "moved", "failed", "late", "skipped"]
+
+MOVES: Mapping[State, frozenset[State]] = {
+    "running": frozenset({"paused", "halted", "done", "aborted"}),
+    "paused": frozenset({"running", "halted", "aborted"}),
+    "halted": frozenset(),
+    "done": frozenset(),
+    "aborted": frozenset(),
+}
+OLD_NEWS_S = 10.0
+DEFAULT_WAVES = ("1", "50%", "100%")
+_SIZE = re.compile(r"([1-9][0-9]{0,8})(%?)")
+
+
+class Plan(Strict, frozen=True, kw_only=True):
+    """What was asked for, resolved to numbers.
+
+    Attributes:
+        waves: as the operator gave them: counts or percentages of the devices, cumulative.
+        ends: how many devices are asked after each wave, growing.
+        max_failures: more failed devices than this halt the rollout.
+        timeout_s: within this a device must serve the new version, confirmed.
+    """
+
+    model: ModelName
+    version: ModelVersion
+    waves: tuple[str, ...]
+    ends: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)]
+    max_failures: Annotated[int, msgspec.Meta(ge=0)] = 0
+    timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
+    site: str | None = None
+
+
+class Wave(msgspec.Struct, frozen=True):
+    """Ask the devices at positions `first` (included) to `end` (excluded)."""
+
+    number: int
+    first: int
+    end: int
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Nothing to do until a device reports or its time is over."""
+
+    reason: str
+
+
+class Halt(msgspec.Struct, frozen=True):
+    """Stop, and give devices back what they had."""
+
+    reason: str
+
+
+class Done(msgspec.Struct, frozen=True):
+    """Every wave was asked and has answered."""
+
+
+Step = Wave | Wait | Halt | Done
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """How one device fares."""
+
+    outcome: Outcome
+    reason: str = ""
+
+
+def ends_of(waves: Sequence[str], *, devices: int) -> tuple[int, ...]:
+    """How many of `devices` are asked after each wave.
+
+    A wave is a count (`3`) or a percentage (`50%`, rounded up) of the devices, cumulative: `1`,
+    `50%`, `100%` asks one device, then half of the fleet, then all. A wave that adds no device to
+    the one before is left out; one that asks for fewer is a `UsageError`.
+    """
+    if not waves:
+        raise UsageError("a rollout needs at least one wave", hint="for example --wave 100%")
+    ends: list[int] = []
+    for wave in waves:
+        end = _end(wave, devices=devices)
+        if ends and end < ends[-1]:
+            raise UsageError(
+                f"wave {wave} asks for {end} devices, fewer than the wave before ({ends[-1]})",
+                hint="waves are cumulative: --wave 1 --wave 50% --wave 100%",
+            )
+        if end > 0 and (not ends or end > ends[-1]):
+            ends.append(end)
+    return tuple(ends)
+
+
+def next_step(plan: Plan, outcomes: Sequence[Outcome]) -> Step:
+    """Choose what a rollout does next.
+
+    Args:
+        plan: the waves and limits.
+        outcomes: of the plan's devices by position; skipped devices have none. Devices are asked
+            in order, so those `waiting` come last.
+    """
+    failed = outcomes.count("failed")
+    if failed > plan.max_failures:
+        return Halt(f"{failed} failed, {plan.max_failures} allowed")
+    moving = outcomes.count("moving")
+    if moving:
+        return Wait(f"{moving} still moving")
+    asked = len(outcomes) - outcomes.count("waiting")
+    first = max((end for end in plan.ends if end < asked), default=0)
+    latest = outcomes[first:asked]
+    if asked and "moved" not in latest:
+        # Late devices alone prove nothing about the bundle, so no wave may rest on them.
+        if "failed" in latest:
+            return Halt(f"no device of the latest wave moved, {latest.count('failed')} failed")
+        if asked < plan.ends[-1] or "moved" not in outcomes:
+            return Wait(f"every device of the latest wave is offline ({len(latest)})")
+    for number, end in enumerate(plan.ends, start=1):
+        if end > asked:
+            return Wave(number, asked, end)
+    return Done()
+
+
+def judge(
+    state: ModelState,
+    *,
+    digest: str,
+    taken: bool,
+    online: bool,
+    waited_s: float,
+    timeout_s: float,
+    failed_before: bool = False,
+) -> Verdict:
+    """How a device that was asked fares.
+
+    Args:
+        state: what it reported of the model.
+        digest: of the bundle it shall serve.
+        taken: whether it has reported the desired state by which it was asked.
+        online: whether it is connected.
+        waited_s: since it was asked.
+        timeout_s: how long it may take.
+        failed_before: whether it had failed with this very bundle when it was asked; its first
+            words then may still be of that failure, and count only after `OLD_NEWS_S`.
+
+    A device that was never reached is `late`, not failed: it moves when it comes back. One that
+    was reached and fell silent has failed, for the new bundle may be why.
+    """
+    if taken and state.digest == digest and state.state in ("confirmed", "idle"):
+        return Verdict("moved")
+    old_news = failed_before and waited_s < OLD_NEWS_S
+    if taken and not old_news and has_failed(state, digest=digest):
+        return Verdict("failed", state.detail or state.reason or state.state)
+    if waited_s < timeout_s:
+        return Verdict("moving")
+    if not taken and not online:
+        return Verdict("late", f"offline for {waited_s:.0f} s")
+    return Verdict("failed", f"{state.state} after {timeout_s:.0f} s")
+
+
+def has_failed(state: ModelState, *, digest: str) -> bool:
+    """Whether a device's latest update was to this bundle and did not stay."""
+    return state.target_digest == digest and state.state in ("failed", "rolled_back")
+
+
+def check_move(now: State, then: State, *, rollout: int) -> None:
+    """Refuse a move that the table of states does not allow."""
+    if then not in MOVES[now]:
+        allowed = ", ".join(sorted(MOVES[now])) or "nothing, it has ended"
+        raise FleetError(
+            f"rollout {rollout} is {now} and cannot become {then}", hint=f"allowed: {allowed}"
+        )
+
+
+def _end(wave: str, *, devices: int) -> int:
+    match = _SIZE.fullmatch(wave)
+    if match is None or (match[2] and int(match[1]) > 100):
+        raise UsageError(
+            f"{wave!r} is not a wave", hint="write a count (3) or a percentage up to 100% (50%)"
+        )
+    size = int(match[1])
+    return -(-devices * size // 100) if match[2] else min(size, devices)

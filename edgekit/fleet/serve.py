@@ -1,0 +1,85 @@
+"""Serve: the coordinator as a process: its socket, its signals and its end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable
+
+import uvicorn
+
+from edgekit.clock import SystemClock
+from edgekit.errors import FleetError
+from edgekit.fleet import api
+from edgekit.fleet.address import Address
+from edgekit.fleet.coordinator import Coordinator, Settings
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 512
+_GRACE_S = 2
+
+
+def run(
+    settings: Settings,
+    *,
+    listen: Address,
+    hosts: Iterable[str],
+    on_ready: Callable[[Address], None],
+) -> None:
+    """Run a coordinator until SIGINT or SIGTERM.
+
+    Args:
+        listen: where HTTP is served; port 0 takes a free one.
+        hosts: further names under which clients may address it.
+        on_ready: called when devices and clients can connect, with the address.
+
+    Raises:
+        LinkError: the port is in use, or no broker answers.
+        FleetError: a thread of the coordinator ended by an unforeseen error.
+    """
+    # Its start and end are told by us; its warnings and tracebacks stay.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    bound = listen.bind(what="the coordinator")
+    with bound:
+        bound.listen(_BACKLOG)
+        address = Address(listen.host, bound.getsockname()[1])
+        coordinator = Coordinator(settings, clock=SystemClock())
+        names = {"127.0.0.1", "localhost", "::1", listen.host, socket.gethostname(), *hosts}
+        server = uvicorn.Server(
+            uvicorn.Config(
+                api.application(coordinator, hosts=sorted(names)),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_GRACE_S,
+            )
+        )
+        failed: list[str] = []
+
+        def on_failure(failure: threading.ExceptHookArgs) -> None:
+            name = failure.thread.name if failure.thread else "a thread"
+            trace = (failure.exc_type, failure.exc_value, failure.exc_traceback)
+            log.critical("thread ended", extra={"thread": name}, exc_info=trace)  # type: ignore[arg-type]
+            failed.append(name)
+            server.should_exit = True
+
+        # uvicorn raises the signal again when it has shut down; the threads end after it.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _ignore)
+        try:
+            coordinator.start(on_failure=on_failure)
+            on_ready(address)
+            server.run(sockets=[bound])
+        finally:
+            coordinator.close()
+    if failed:
+        raise FleetError(
+            f"the coordinator ended because its thread {failed[0]} did", hint="see the log above"
+        )
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    """Leave it to uvicorn."""

@@ -1,0 +1,107 @@
+"""The embedded broker: real MQTT, durable, and gone with whoever started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+from edgekit import link
+from edgekit.fleet.address import Address
+from edgekit.fleet.broker import answers_mqtt
+from edgekit.link import MqttLink
+from tests.fleet.processes import Process, edgekit, until
+
+
+def start(folder: Path, listen: str = "127.0.0.1:0") -> Process:
+    return Process(
+        "broker", "--listen", listen, "--state", str(folder / "state"), log=folder / "log"
+    )
+
+
+def received(url: str, topic: str) -> bytes:
+    """The retained message of a topic."""
+    came, found = threading.Event(), list[bytes]()
+
+    def note(_topic: str, payload: bytes) -> None:
+        found.append(payload)
+        came.set()
+
+    reader = MqttLink(
+        link.Broker.parse(url),
+        client_id="reader",
+        filters=[topic],
+        on_message=note,
+        on_connect=lambda: None,
+    )
+    reader.start()
+    assert came.wait(15)
+    reader.close()
+    return found[0]
+
+
+def retain(url: str, topic: str, payload: bytes) -> None:
+    up = threading.Event()
+    writer = MqttLink(
+        link.Broker.parse(url),
+        client_id="writer",
+        filters=[],
+        on_message=lambda *_: None,
+        on_connect=up.set,
+    )
+    writer.start()
+    assert up.wait(10)
+    assert writer.publish(topic, payload, retain=True)
+    assert received(url, topic) == payload
+    writer.close()
+
+
+def test_retained_messages_survive_a_kill_of_the_broker(tmp_path: Path) -> None:
+    broker = start(tmp_path)
+    retain(broker.said["url"], "a/b", b"kept")
+    os.kill(broker.said["pid"], signal.SIGKILL)
+    assert broker.wait() == 7
+    assert "ended by itself" in (tmp_path / "log").read_text()
+
+    again = start(tmp_path)
+
+    assert received(again.said["url"], "a/b") == b"kept"
+    assert again.stop() == 0
+
+
+def test_a_frame_of_megabytes_travels_and_stays(tmp_path: Path) -> None:
+    broker = start(tmp_path)
+    retain(broker.said["url"], "large", os.urandom(12 << 20))
+    broker.stop()
+
+
+def test_the_broker_ends_with_its_command_even_if_that_is_killed(tmp_path: Path) -> None:
+    broker = start(tmp_path)
+    address = Address.parse(broker.said["url"].removeprefix("mqtt://"))
+    assert answers_mqtt(address, timeout_s=1.0)
+
+    broker.kill()
+
+    until(lambda: not answers_mqtt(address, timeout_s=1.0))
+
+
+def test_a_port_in_use_is_said_in_one_line(tmp_path: Path) -> None:
+    broker = start(tmp_path)
+    listen = broker.said["url"].removeprefix("mqtt://")
+
+    second = edgekit("broker", "--listen", listen, "--state", str(tmp_path / "other"))
+    same_folder = edgekit("broker", "--listen", "127.0.0.1:0", "--state", str(tmp_path / "state"))
+
+    assert second.returncode == 7
+    assert "the port is in use" in second.stderr
+    assert same_folder.returncode == 7
+    assert "another broker uses the state folder" in same_folder.stderr
+    assert broker.stop() == 0
+
+
+def test_a_network_address_needs_a_word(tmp_path: Path) -> None:
+    done = edgekit("broker", "--listen", "0.0.0.0:0", "--state", str(tmp_path))
+
+    assert done.returncode == 2
+    assert "--insecure" in done.stderr

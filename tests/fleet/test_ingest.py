@@ -1,0 +1,161 @@
+"""Telemetry through a real broker into a real store: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from edgekit import messages, topics
+from edgekit.clock import ManualClock
+from edgekit.fleet import ingest as ingest_
+from edgekit.fleet import inventory, store
+from edgekit.fleet.ingest import Ingest
+from edgekit.fleet.store import Store
+from edgekit.messages import Ack
+from tests.fleet.device_simulator import DeviceSimulator
+from tests.fleet.processes import Fleet, until
+
+
+def rows(fleet: Fleet, query: str, *values: Any) -> list[Any]:
+    connection = sqlite3.connect(Path(fleet.coordinator.said["state"]) / "fleet.sqlite")
+    found = connection.execute(query, values).fetchall()
+    connection.close()
+    return found
+
+
+def stored(fleet: Fleet, device: DeviceSimulator) -> list[int]:
+    query = "SELECT seq FROM messages WHERE device = ? ORDER BY seq"
+    return [seq for (seq,) in rows(fleet, query, f"default/{device.device}")]
+
+
+def test_messages_that_come_twice_and_out_of_order_are_stored_once(fleet: Fleet) -> None:
+    order = [*range(1, 101), *range(20, 60)]
+    random.Random(4).shuffle(order)
+    with DeviceSimulator(fleet.mqtt, "shuffled") as device:
+        device.deliver(order)
+
+        assert stored(fleet, device) == list(range(1, 101))
+
+
+def test_an_acknowledgement_waits_for_the_message_that_is_missing(fleet: Fleet) -> None:
+    with DeviceSimulator(fleet.mqtt, "gap") as device:
+        for seq in (1, 2, 4, 5):
+            device.publish(topics.TELEMETRY, device.telemetry(seq))
+        until(lambda: stored(fleet, device) == [1, 2, 4, 5])
+        until(lambda: device.acked.get(device.boot) == 2)
+
+        device.publish(topics.EVENT, device.event(3, "found again"))
+
+        until(lambda: device.acked.get(device.boot) == 5)
+
+
+def test_what_the_device_dropped_is_not_waited_for(fleet: Fleet) -> None:
+    with DeviceSimulator(fleet.mqtt, "dropped") as device:
+        device.publish(topics.TELEMETRY, device.telemetry(8, floor=8))
+
+        until(lambda: device.acked.get(device.boot) == 8)
+
+
+def test_a_message_resent_after_its_acknowledgement_was_lost_is_acknowledged_again(
+    fleet: Fleet,
+) -> None:
+    with DeviceSimulator(fleet.mqtt, "resent") as device:
+        device.publish(topics.TELEMETRY, device.telemetry(1))
+        until(lambda: device.acked.pop(device.boot, None) == 1)
+
+        device.publish(topics.TELEMETRY, device.telemetry(1))
+
+        until(lambda: device.acked.get(device.boot) == 1)
+        assert stored(fleet, device) == [1]
+
+
+def test_a_killed_coordinator_loses_nothing_that_it_acknowledged(fleet: Fleet) -> None:
+    with DeviceSimulator(fleet.mqtt, "killed") as device:
+        for sent in (150, 300):
+            for seq in range(sent - 149, sent + 1):
+                device.publish(topics.TELEMETRY, device.telemetry(seq))
+            # Some are acknowledged by now, some not.
+            acknowledged = device.acked.get(device.boot, 0)
+            fleet.restart(kill=True)
+            assert set(range(1, acknowledged + 1)) <= set(stored(fleet, device))
+            device.deliver(range(acknowledged + 1, sent + 1))
+
+        assert stored(fleet, device) == list(range(1, 301))
+
+
+def test_malformed_payloads_are_dropped_and_the_next_message_is_stored(fleet: Fleet) -> None:
+    with DeviceSimulator(fleet.mqtt, "odd") as device:
+        for leaf in (topics.TELEMETRY, topics.EVENT, topics.STATUS, topics.REPORTED):
+            for payload in (b"", b"{", b"\xff\xfe", b"[]", b'{"boot":1}', b"9" * 300_000):
+                device.send(device.topic(leaf), payload)
+        device.publish(topics.TELEMETRY, device.telemetry(1))
+
+        until(lambda: device.acked.get(device.boot) == 1)
+
+    assert "message not understood" in fleet.log()
+
+
+def test_a_body_of_another_version_does_not_stop_the_outbox(fleet: Fleet) -> None:
+    with DeviceSimulator(fleet.mqtt, "newer") as device:
+        newer = b'{"v":1,"boot":"%s","seq":1,"floor":1,"at":1,"shape":"unknown"}'
+        device.send(device.topic(topics.TELEMETRY), newer % device.boot.encode())
+        device.publish(topics.TELEMETRY, device.telemetry(2))
+
+        until(lambda: device.acked.get(device.boot) == 2)
+
+
+def test_the_last_will_takes_a_device_offline(fleet: Fleet) -> None:
+    with DeviceSimulator(fleet.mqtt, "leaving"):
+        until(lambda: fleet.devices().get("leaving", {}).get("online") is True)
+
+    until(lambda: fleet.devices()["leaving"]["online"] is False)
+    assert fleet.devices()["leaving"]["profile"] == "generic-x86_64"
+
+
+def test_figures_of_all_devices_add_up(fleet: Fleet) -> None:
+    query = "SELECT sum(requests) FROM figures WHERE model = 'tiny'"
+    before = rows(fleet, query)[0][0] or 0
+    with (
+        DeviceSimulator(fleet.mqtt, "sum-1") as first,
+        DeviceSimulator(fleet.mqtt, "sum-2") as second,
+    ):
+        for seq in range(1, 6):
+            first.publish(topics.TELEMETRY, first.telemetry(seq, requests=7))
+            second.publish(topics.TELEMETRY, second.telemetry(seq, requests=5))
+        until(lambda: first.acked.get(first.boot) == second.acked.get(second.boot) == 5)
+
+    assert rows(fleet, query)[0][0] - before == 60
+    shown = fleet.devices()["sum-1"]["models"]["tiny"]
+    assert shown["requests_per_s"] == 0.7
+    assert shown["p50_ms"] < shown["p99_ms"]
+
+
+def test_old_messages_go_and_are_still_known(tmp_path: Path) -> None:
+    opened, clock = Store.in_folder(tmp_path), ManualClock()
+    acks: list[Ack] = []
+
+    def publish(topic: str, payload: bytes) -> bool:
+        acks.append(messages.decode(payload, Ack, topic=topic))
+        return True
+
+    ingest = Ingest(store=opened, clock=clock, publish=publish, on_change=lambda: None)
+    ingest.start()
+    device = DeviceSimulator("mqtt://127.0.0.1:9", "d")
+    topic = device.topic(topics.TELEMETRY)
+    for seq in (1, 2, 4):
+        ingest.receive(topic, messages.encode(device.telemetry(seq)))
+    until(lambda: ingest.counts.stored == 3)
+    clock.advance(100)
+    with opened.write() as connection:
+        assert ingest_.prune(connection, before_ms=clock.now_ms()) == 2
+    ingest.receive(topic, messages.encode(device.telemetry(2)))
+    until(lambda: ingest.counts.duplicates == 1)
+    ingest.close()
+
+    assert acks[-1].seq == 2
+    with opened.read() as connection:
+        assert connection.execute(store.messages.select()).mappings().one()["seq"] == 4
+        assert [d.device for d in inventory.every(connection)] == ["default/d"]
+    opened.close()
