@@ -287,11 +287,13 @@ def test_json_data_survives_there_and_back(source: st.DataObject, datatype: Any)
         ("UINT8", [256]), ("UINT8", [-1]), ("INT8", [1.5]), ("INT64", [2**63]), ("BOOL", [1]),
         ("FP32", ["1"]), ("FP32", [1e39]), ("FP32", [None]), ("FP32", [[1], [2, 3]]),
         ("FP32", [1, 2]), ("FP32", {}), ("INT32", [True]), ("BYTES", [1]), ("FP16", [70000]),
+        ("UINT64", [2**63, 0.5]), ("UINT64", [2**63, -1]),
     ],
 )  # fmt: skip
 def test_values_that_a_datatype_cannot_hold_are_refused(datatype: Any, values: Any) -> None:
+    shape = (len(values),) if datatype == "UINT64" else (1,)
     with pytest.raises(RequestError, match="input 'x'"):
-        _from_json(values, TensorSpec(name="x", datatype=datatype, shape=(1,)), (1,))
+        _from_json(values, TensorSpec(name="x", datatype=datatype, shape=shape), shape)
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=8))

@@ -1,0 +1,311 @@
+"""`edgekit run`, `verify` and `bench`: a board without a fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import platform
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from edgekit import logs, signing
+from edgekit.errors import EngineError, GoldenMismatch, UsageError
+
+if TYPE_CHECKING:
+    from edgekit.bundle import Bundle
+    from edgekit.manifest import Variant
+    from edgekit_runtime.bench import Measured, Skipped
+    from edgekit_runtime.serving.models import Models, Served
+
+log = logging.getLogger(__name__)
+
+DEFAULT_ADDRESS = "127.0.0.1:8500"
+
+_trust = click.option(
+    "--trust",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="PUBKEY",
+    help="A public key to trust, beside those in the trust folder.",
+)
+_insecure = click.option(
+    "--insecure",
+    is_flag=True,
+    help="Take bundles that no trusted key signed, and addresses that other machines can reach.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+_bundles = click.argument(
+    "bundles",
+    type=click.Path(path_type=Path),
+    nargs=-1,
+    required=True,
+    metavar="BUNDLE...",
+)
+
+
+@click.command()
+@_bundles
+@click.option("--listen", metavar="HOST:PORT", help=f"Default {DEFAULT_ADDRESS}; port 0 picks one.")
+@click.option("--unix", type=click.Path(path_type=Path), metavar="PATH", help="A Unix socket.")
+@_trust
+@_insecure
+@_json
+def run(
+    bundles: tuple[Path, ...],
+    listen: str | None,
+    unix: Path | None,
+    trust: tuple[Path, ...],
+    insecure: bool,
+    as_json: bool,
+) -> None:
+    """Serve bundles over Open Inference Protocol v2 until SIGINT or SIGTERM.
+
+    With --unix and no --listen, only the socket is served. With --json, one line on stdout says
+    where the server listens, once it does.
+
+    Example: edgekit run lite0-0.1.0-generic-x86_64.edge --listen 127.0.0.1:8500
+    """
+    from edgekit_runtime.opening import open_trusted, run_cache
+    from edgekit_runtime.serving.address import Address, Unix, parse
+    from edgekit_runtime.serving.models import Models
+    from edgekit_runtime.serving.server import Server, new_event_loop
+
+    logs.configure(json_lines=as_json, level=logging.WARNING)
+    addresses: list[Address] = [Unix(unix)] if unix else []
+    if listen or not unix:
+        addresses.insert(0, parse(listen or DEFAULT_ADDRESS))
+    models = Models()
+    server = Server(models, listen=addresses, insecure=insecure)
+    trusted = signing.trusted_keys(trust)
+    for path in bundles:
+        opened = open_trusted(path, trusted=trusted, insecure=insecure, cache=run_cache())
+        served = models.load(opened.bundle, verified_by=opened.verified_by)
+        models.activate(served)
+        if opened.verified_by is None:
+            log.warning("runs without a trusted signature, as --insecure asks: %s", path)
+        if not as_json:
+            click.echo(_served_text(served))
+    loop = new_event_loop()
+    try:
+        loop.run_until_complete(_serve(server, models, as_json=as_json))
+    finally:
+        models.close()
+        loop.close()
+
+
+async def _serve(server: Any, models: Models, *, as_json: bool) -> None:
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    await server.start()
+    # What was made so far stays: looking through it again and again would cost each request.
+    gc.collect()
+    gc.freeze()
+    where = [str(address) for address in server.addresses]
+    if as_json:
+        listed = [_served_facts(served) for served in models.served()]
+        _print_json({"addresses": where, "models": listed})
+    else:
+        click.echo(f"serving on {' and '.join(where)}")
+        click.echo(f"try: {_curl(where[0], models.served()[0])}")
+    await stopped.wait()
+    await server.close()
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@_trust
+@_json
+def verify(bundle: Path, trust: tuple[Path, ...], as_json: bool) -> None:
+    """Check a bundle: container, digests, signature, and its golden inputs on this machine.
+
+    A variant whose engine or accelerator is not here is listed as not run, with the reason. Exits
+    with 4 for a bundle that is damaged or not trusted, with 5 where golden outputs differ.
+
+    Example: edgekit verify lite0-0.1.0-jetson.edge --trust edgekit.pub
+    """
+    from edgekit.bundle import Bundle
+
+    logs.configure(json_lines=as_json, level=logging.WARNING)
+    with Bundle.open(bundle) as packed, tempfile.TemporaryDirectory() as scratch:
+        signer = packed.verify(signing.trusted_keys(trust))
+        manifest = packed.manifest
+        folder = bundle if bundle.is_dir() else packed.unpack(Path(scratch) / "bundle")
+        with Bundle.open(folder) as unpacked:
+            found = [_verify_variant(unpacked, variant) for variant in manifest.variants]
+    page = {
+        "path": str(bundle),
+        "name": manifest.name,
+        "version": manifest.version,
+        "profile": manifest.profile.name,
+        "digest": packed.digest,
+        "signed_by": signer.id,
+        "entries": len(manifest.entries),
+        "machine": platform.machine(),
+        "variants": found,
+    }
+    if as_json:
+        _print_json(page)
+    else:
+        click.echo(_verify_text(page))
+    differing = [variant for variant in found if variant["status"] == "differs"]
+    if differing:
+        raise GoldenMismatch(
+            f"{differing[0]['name']}: {differing[0]['reason']}",
+            hint="do not serve this bundle on this machine",
+        )
+
+
+@click.command()
+@click.argument(
+    "paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="BUNDLE-OR-MODEL..."
+)
+@click.option("--seconds", default=5.0, show_default=True, help="How long to measure in all.")
+@click.option("--runs", default=1000, show_default=True, help="Most runs of each.")
+@_trust
+@_insecure
+@_json
+def bench(
+    paths: tuple[Path, ...],
+    seconds: float,
+    runs: int,
+    trust: tuple[Path, ...],
+    insecure: bool,
+    as_json: bool,
+) -> None:
+    """Measure bundles, variant by variant, and .onnx or .tflite models, interleaved, here.
+
+    Bundles run on their first golden input, models on random ones.
+
+    Example: edgekit bench lite0-0.1.0-generic-x86_64.edge other.onnx
+    """
+    from edgekit_runtime import bench as benches
+    from edgekit_runtime.opening import open_trusted, run_cache
+
+    logs.configure(json_lines=as_json, level=logging.WARNING)
+    if seconds <= 0 or runs < 1:
+        raise UsageError("--seconds must be above 0 and --runs at least 1")
+    trusted = signing.trusted_keys(trust)
+    found: list[benches.Subject | benches.Skipped] = []
+    for path in paths:
+        if path.suffix in benches.SUFFIXES:
+            found.append(benches.open_model(path))
+        else:
+            opened = open_trusted(path, trusted=trusted, insecure=insecure, cache=run_cache())
+            found += benches.open_bundle(opened.bundle)
+    subjects = [one for one in found if isinstance(one, benches.Subject)]
+    skipped = [one for one in found if isinstance(one, benches.Skipped)]
+    if not subjects:
+        raise EngineError("nothing of this can run here: " + "; ".join(s.reason for s in skipped))
+    measured = benches.measure(subjects, seconds=seconds, max_runs=runs)
+    if as_json:
+        _print_json({"machine": platform.machine(), "results": measured, "skipped": skipped})
+    else:
+        click.echo(_bench_text(measured, skipped))
+
+
+def _verify_variant(bundle: Bundle, variant: Variant) -> dict[str, Any]:
+    from edgekit_runtime.probe import probe
+    from edgekit_runtime.serving.models import open_variant
+
+    facts: dict[str, Any] = {
+        "name": variant.name,
+        "engine": variant.engine,
+        "accelerator": variant.accelerator,
+        "precision": variant.precision,
+    }
+    try:
+        session = open_variant(bundle, variant)
+    except (EngineError, UsageError) as e:
+        return {**facts, "status": "not run", "reason": e.message, "probe": None}
+    try:
+        result = probe(bundle, variant, session)
+    except GoldenMismatch as e:
+        return {**facts, "status": "differs", "reason": e.message, "probe": None}
+    finally:
+        session.close()
+    return {**facts, "status": "reproduced", "reason": None, "probe": result}
+
+
+def _served_facts(served: Served) -> dict[str, Any]:
+    return {
+        "name": served.name,
+        "version": served.version,
+        "digest": served.digest,
+        "variant": served.variant.name,
+        "engine": f"{served.variant.engine} {served.engine_version}",
+        "providers": served.providers,
+        "verified_by": served.verified_by,
+        "skipped": served.skipped,
+        "probe": served.probe,
+        "plan": served.plan,
+    }
+
+
+def _served_text(served: Served) -> str:
+    probed, variant = served.probe, served.variant
+    errors = probed.reference_error if probed.own_error is None else probed.own_error
+    source = "the source model" if probed.own_error is None else "the build"
+    lines = [
+        f"{served.name} {served.version}: variant {variant.name} ({variant.precision}) on"
+        f" {variant.engine} {served.engine_version}, {', '.join(served.providers)}",
+        f"  golden inputs: {probed.samples} reproduced, at most {max(errors.values()):.2g} from"
+        f" {source}, {probed.latency_ms:.3g} ms a sample",
+    ]
+    lines += [f"  not variant {name}: {reason}" for name, reason in served.skipped.items()]
+    if served.verified_by is None:
+        lines.append("  NOT VERIFIED: no trusted key signed it; it runs because of --insecure")
+    else:
+        lines.append(f"  signed by {served.verified_by[:16]}…")
+    return "\n".join(lines)
+
+
+def _curl(address: str, served: Served) -> str:
+    path = f"/v2/models/{served.name}"
+    if address.startswith("unix:"):
+        return f"curl --unix-socket {address.removeprefix('unix:')} http://localhost{path}"
+    return f"curl {address}{path}"
+
+
+def _verify_text(page: dict[str, Any]) -> str:
+    lines = [
+        f"{page['name']} {page['version']} for {page['profile']}: {page['entries']} entries as the"
+        " manifest says",
+        f"  digest {page['digest']}",
+        f"  signed by {page['signed_by'][:16]}…, which is trusted here",
+    ]
+    for variant in page["variants"]:
+        label = f"  variant {variant['name']} ({variant['engine']}, {variant['accelerator']}): "
+        result = variant["probe"]
+        if result is None:
+            lines.append(f"{label}{variant['status']}: {variant['reason']}")
+            continue
+        worst = max(result.reference_error.values())
+        lines.append(
+            f"{label}{result.samples} golden inputs reproduced on this {page['machine']}, at most"
+            f" {worst:.2g} from the source model, {result.latency_ms:.3g} ms a sample"
+        )
+    return "\n".join(lines)
+
+
+def _bench_text(measured: list[Measured], skipped: list[Skipped]) -> str:
+    width = max(len(one.label) for one in measured)
+    lines = [f"{'':{width}}  {'p50':>9} {'p90':>9} {'p99':>9}  {'runs/s':>8}  {'memory':>9}"]
+    lines += [
+        f"{one.label:{width}}  {one.p50_ms:6.3f} ms {one.p90_ms:6.3f} ms {one.p99_ms:6.3f} ms"
+        f"  {one.per_second:8.1f}  {one.memory_mb:6.1f} MB"
+        for one in measured
+    ]
+    lines += [f"{one.label}: not run: {one.reason}" for one in skipped]
+    return "\n".join(lines)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(msgspec.json.encode(value).decode())

@@ -1,0 +1,156 @@
+"""LiteRT: runs `.tflite` artefacts on the CPU through XNNPACK.
+
+Inputs and outputs go by their tensor names, unchanged: every file has them, tools show them, and a
+signature, which a file may lack or hold several of, is not needed to find them. Axes that the file
+declares dynamic may be resized from call to call; all others are fixed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import EngineError, EngineNotInstalled
+from edgekit.manifest import TensorSpec
+from edgekit.structs import Strict
+from edgekit_runtime.engines import Tensors
+from edgekit_runtime.engines.tensors import DATATYPES, misfit
+
+
+class Options(Strict, frozen=True, kw_only=True):
+    """What a variant's `options` may say.
+
+    Attributes:
+        threads: threads within one operator.
+    """
+
+    threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+
+
+class LiteRt:
+    """The engine."""
+
+    name = "litert"
+
+    def version(self) -> str:
+        """Version of the library here, found without importing it."""
+        try:
+            return metadata.version("ai-edge-litert")
+        except metadata.PackageNotFoundError as e:
+            raise _not_installed() from e
+
+    def open(self, artifact: Path, *, options: Mapping[str, Any]) -> LiteRtSession:
+        """Open a `.tflite` file by its path; the library maps it."""
+        return LiteRtSession(artifact, parse(options))
+
+
+def parse(options: Mapping[str, Any]) -> Options:
+    """Check a variant's options, raising `EngineError` that names the wrong one."""
+    try:
+        return msgspec.convert(dict(options), Options)
+    except msgspec.ValidationError as e:
+        raise EngineError(f"options of engine litert are not valid: {e}") from e
+
+
+class LiteRtSession:
+    """An open `.tflite` model."""
+
+    def __init__(self, artifact: Path, options: Options) -> None:
+        try:
+            from ai_edge_litert.interpreter import Interpreter  # costs as much as onnxruntime
+        except ImportError as e:
+            raise _not_installed() from e
+        if not artifact.is_file():
+            raise EngineError(f"litert cannot open {artifact}: there is no such file")
+        try:
+            interpreter = Interpreter(model_path=str(artifact), num_threads=options.threads)
+            interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as e:
+            raise EngineError(f"litert cannot open {artifact}: {e}") from e
+        self._artifact = artifact
+        inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+        self._inputs = _specs(inputs, artifact)
+        self._outputs = _specs(outputs, artifact)
+        self._input_index = {detail["name"]: detail["index"] for detail in inputs}
+        self._output_index = {detail["name"]: detail["index"] for detail in outputs}
+        self._shapes = {detail["name"]: tuple(map(int, detail["shape"])) for detail in inputs}
+        self._interpreter = interpreter
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        return ("CPU",)
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        interpreter = self._interpreter
+        if interpreter is None:
+            raise EngineError(f"{self._artifact}: the session is closed")
+        # The library itself takes any shape of the right size in bytes.
+        if (reason := misfit(self._inputs, inputs)) is not None:
+            raise EngineError(f"{self._artifact.name}: {reason}")
+        arrays = {name: np.asarray(array) for name, array in inputs.items()}
+        try:
+            self._resize(arrays)
+            for name, array in arrays.items():
+                interpreter.set_tensor(self._input_index[name], array)
+            interpreter.invoke()
+            return {
+                name: np.asarray(interpreter.get_tensor(index))
+                for name, index in self._output_index.items()
+            }
+        except (ValueError, RuntimeError) as e:
+            raise EngineError(f"{self._artifact.name}: {e}") from e
+
+    def close(self) -> None:
+        self._interpreter = None
+
+    def _resize(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        wanted = {name: array.shape for name, array in arrays.items()}
+        if wanted == self._shapes:
+            return
+        # Should the new shapes be refused half-way, the next call must set all of them again.
+        self._shapes = {}
+        for name, shape in wanted.items():
+            self._interpreter.resize_tensor_input(self._input_index[name], shape)
+        self._interpreter.allocate_tensors()
+        self._shapes = wanted
+
+
+def _specs(details: list[dict[str, Any]], artifact: Path) -> tuple[TensorSpec, ...]:
+    names = Counter(detail["name"] for detail in details)
+    for name, count in names.items():
+        if count > 1:
+            raise EngineError(f"{artifact}: {count} tensors are called {name!r}")
+    return tuple(_spec(detail, artifact) for detail in details)
+
+
+def _spec(detail: dict[str, Any], artifact: Path) -> TensorSpec:
+    datatype = DATATYPES.get(np.dtype(detail["dtype"]))
+    if datatype is None or datatype == "BYTES":
+        raise EngineError(f"{artifact}: {detail['name']} is a {detail['dtype']}, not served")
+    signature = detail["shape_signature"]
+    shape = signature if len(signature) else detail["shape"]
+    return TensorSpec(name=detail["name"], datatype=datatype, shape=tuple(map(int, shape)))
+
+
+def _not_installed() -> EngineNotInstalled:
+    return EngineNotInstalled(
+        "engine litert is not on this machine", hint="pip install ai-edge-litert"
+    )
+
+
+ENGINE = LiteRt()

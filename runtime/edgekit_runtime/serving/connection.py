@@ -1,0 +1,318 @@
+"""Connection: one client's byte stream, read into the memory where the engine will find it.
+
+Requests of a connection are answered in their order, one at a time; what a client sends ahead waits
+in its socket. A client that is too slow, or gone, costs a buffer and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import msgspec
+import numpy as np
+
+from edgekit_runtime.serving import http
+from edgekit_runtime.serving.http import Head, HttpError, Response
+
+# Any datatype may lie at a multiple of this, and malloc returns nothing else.
+_ALIGNMENT = 16
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client may take.
+
+    Attributes:
+        head_bytes: of a request's head; more is answered 431.
+        body_bytes: of a request's body; more is answered 413.
+        connections: open at once; further ones are closed.
+        receive_s: from the first to the last byte of a request.
+        idle_s: between requests.
+        send_s: to take an answer.
+    """
+
+    head_bytes: int = 16 << 10
+    body_bytes: int = 64 << 20
+    connections: int = 256
+    receive_s: float = 60.0
+    idle_s: float = 300.0
+    send_s: float = 60.0
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A request that was received whole.
+
+    Attributes:
+        json: the body up to where binary tensors begin.
+        binary: holds the rest of the body, from `offset`, `size_bytes` long.
+    """
+
+    head: Head
+    json: bytes
+    binary: bytes | memoryview
+    offset: int
+    size_bytes: int
+
+
+class Application(Protocol):
+    """What connections share: who answers requests, and which connections there are."""
+
+    limits: Limits
+
+    def opened(self, connection: Connection) -> bool:
+        """Note a connection; whether it may stay."""
+        ...
+
+    def closed(self, connection: Connection) -> None: ...
+
+    def parse(self, raw: bytes) -> Head:
+        """Read a head, raising `HttpError` where it cannot be answered here."""
+        ...
+
+    def handle(self, request: Request, connection: Connection) -> None:
+        """Answer a request, now or later, by `connection.respond`."""
+        ...
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client. All of it runs on the event loop."""
+
+    def __init__(self, application: Application, *, now: Callable[[], float]) -> None:
+        self.on_lost: Callable[[], None] | None = None
+        self._app = application
+        self._now = now
+        self._transport: asyncio.Transport | None = None
+        # Heads and small bodies; what lies between start and end was not looked at yet.
+        self._buffer = bytearray(application.limits.head_bytes)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+        # The request that is being received or answered; its body begins after the padding.
+        self._head: Head | None = None
+        self._body = _EMPTY
+        self._pad = self._have = 0
+        self._busy = self._running = False
+        self._reading = self._writable = True
+        # The next answer is the last; nothing more is sent; the client sends no more.
+        self._last = self._ended = self._eof = False
+        self._since = now()
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        if not self._app.opened(self):
+            self._refuse(http.error(503, "too many connections"))
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's interface
+        if self._ended:
+            return self._view
+        if self._head is not None and not self._busy:
+            return self._body[self._have :]
+        return self._view[self._end :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._ended:
+            return
+        if self._head is not None and not self._busy:
+            self._have += nbytes
+            if self._have < len(self._body):
+                return
+        else:
+            if self._start == self._end:
+                self._since = self._now()
+            self._end += nbytes
+        self._run()
+
+    def eof_received(self) -> bool:
+        # A client may say that it sends no more and still wait for its answers.
+        self._eof = True
+        return self._busy or not self._writable
+
+    def pause_writing(self) -> None:
+        self._writable = False
+        self._since = self._now()
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._run()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's interface
+        self._ended = True
+        self._app.closed(self)
+        if self.on_lost is not None:
+            self.on_lost()
+            self.on_lost = None
+
+    # What the application calls.
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being received or answered."""
+        return not self._busy and self._head is None and self._start == self._end
+
+    def respond(self, response: Response) -> None:
+        """Answer the request that was handed to the application."""
+        head = self._head
+        assert head is not None
+        self.on_lost = None
+        self._busy = False
+        self._head = None
+        if self._ended:
+            return
+        if head.method == "HEAD":
+            response = Response(response.status, response.head)
+        self._send(response, last=self._last or not head.keep_alive)
+        self._since = self._now()
+        if self._start != self._end or self._eof:
+            self._run()
+
+    def close(self) -> None:
+        """Close now if nothing is under way, else after the next answer."""
+        self._last = True
+        if self.is_idle:
+            self._end_now()
+
+    def abort(self) -> None:
+        """Close at once; an answer under way is lost."""
+        self._ended = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def check(self, now: float) -> None:
+        """Close a connection whose client takes longer than its limits allow."""
+        limits, spent = self._app.limits, now - self._since
+        if self._busy:
+            return
+        if self._ended or not self._writable:
+            if spent > limits.send_s:
+                self.abort()
+        elif self.is_idle:
+            if spent > limits.idle_s:
+                self.close()
+        elif spent > limits.receive_s:
+            self._refuse(http.error(408, "the request took too long to arrive"))
+
+    # Sending.
+
+    def _send(self, response: Response, *, last: bool) -> None:
+        assert self._transport is not None
+        tail = b"Connection: close\r\n\r\n" if last else b"\r\n"
+        if response.is_large:
+            self._transport.writelines([response.head + tail, *response.chunks])
+        else:
+            self._transport.write(b"".join((response.head, tail, *response.chunks)))
+        if last:
+            self._end_now()
+
+    def _refuse(self, response: Response) -> None:
+        """Answer outside of any request, and close: the stream cannot be read on."""
+        if not self._ended:
+            self._send(response, last=True)
+
+    def _end_now(self) -> None:
+        """Close once what was written is sent."""
+        self._ended = True
+        self._since = self._now()
+        if self._transport is not None:
+            self._transport.close()
+
+    # Receiving.
+
+    def _run(self) -> None:
+        """Answer what was received, as long as there is a whole request and nobody waits."""
+        if self._running:
+            return
+        self._running = True
+        try:
+            while not (self._busy or self._ended) and self._writable and self._receive():
+                pass
+        except HttpError as e:
+            self._refuse(http.error(e.status, e.message))
+        finally:
+            self._running = False
+        if self._ended:
+            return
+        waits = self._busy or not self._writable
+        if self._eof and not waits:
+            self._end_now()
+        else:
+            # Of what was sent ahead one buffer is kept; the rest waits in the socket.
+            self._read(wanted=not self._eof and not (waits and self._start != self._end))
+
+    def _receive(self) -> bool:
+        """Take one step through the stream; whether another may be possible."""
+        head = self._head
+        if head is None:
+            return self._start != self._end and self._receive_head()
+        if self._have < len(self._body):
+            return False
+        body, self._body = self._body, _EMPTY
+        json_end = len(body) if head.json_length is None else self._pad + head.json_length
+        json = bytes(body[self._pad : json_end])
+        self._hand_over(Request(head, json, body, json_end, len(body) - json_end))
+        return True
+
+    def _receive_head(self) -> bool:
+        start, end = self._start, self._end
+        stop = self._buffer.find(http.END_OF_HEAD, start, end)
+        if stop < 0:
+            self._make_room()
+            return False
+        stop += len(http.END_OF_HEAD)
+        head = self._head = self._app.parse(bytes(self._view[start:stop]))
+        body_end = stop + head.length
+        if body_end > end:
+            self._receive_body(head, stop)
+            return True
+        if body_end == end:
+            self._start = self._end = 0
+        else:
+            self._start = body_end
+        # All of it is here and small: two copies are cheaper than memory of its own.
+        json_end = body_end if head.json_length is None else stop + head.json_length
+        json, binary = bytes(self._view[stop:json_end]), bytes(self._view[json_end:body_end])
+        self._hand_over(Request(head, json, binary, 0, len(binary)))
+        return True
+
+    def _hand_over(self, request: Request) -> None:
+        self._busy = True
+        self._app.handle(request, self)
+
+    def _receive_body(self, head: Head, stop: int) -> None:
+        """Allocate the memory that the rest of the body is received into."""
+        limit = self._app.limits.body_bytes
+        if head.length > limit:
+            raise HttpError(413, f"a body has at most {limit} bytes, not {head.length}")
+        here = self._view[stop : self._end]
+        # So that the first binary tensor lies aligned.
+        self._pad = -(head.json_length or 0) % _ALIGNMENT
+        # Not a bytearray: that would first fill it with zeros.
+        self._body = np.empty(self._pad + head.length, dtype=np.uint8).data
+        self._have = self._pad + len(here)
+        self._body[self._pad : self._have] = here
+        self._start = self._end = 0
+        if head.expects_continue and len(here) == 0 and self._transport is not None:
+            self._transport.write(http.CONTINUE)
+
+    def _make_room(self) -> None:
+        """Move the beginning of a head to the front of the buffer, which it must fit into."""
+        if self._start:
+            waiting = bytes(self._view[self._start : self._end])
+            self._view[: len(waiting)] = waiting
+            self._start, self._end = 0, len(waiting)
+            self._since = self._now()
+        if self._end == len(self._buffer):
+            raise HttpError(431, f"a head has at most {len(self._buffer)} bytes")
+
+    def _read(self, *, wanted: bool) -> None:
+        if wanted == self._reading or self._transport is None:
+            return
+        self._reading = wanted
+        if wanted:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+
+_EMPTY = memoryview(b"")
