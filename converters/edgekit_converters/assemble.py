@@ -1,0 +1,142 @@
+"""Assemble: from what ships to a signed bundle and the report beside it, both or neither."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgekit import bundle, manifest, storage, tensors
+from edgekit.manifest import Manifest, Model, Pipeline, Variant
+from edgekit.profile import Placement
+from edgekit_converters import evidence, golden, page, report, train
+from edgekit_converters.artefact import Made
+from edgekit_converters.evaluate import scale_of
+from edgekit_converters.report import BundleReport
+from edgekit_converters.summary import Findings, details, summarise
+from edgekit_converters.workshop import Workshop
+
+Entries = dict[str, bytes | Path]
+
+
+def assemble(workshop: Workshop, findings: Findings) -> BundleReport:
+    """Write the bundle and its report, unless the gate refused.
+
+    Raises:
+        StorageError: one of the two could not be written; neither is left.
+    """
+    if not findings.variants:
+        return summarise(workshop, findings, digest=None)
+    files, artifacts = _artifacts(findings.variants)
+    content = _manifest(workshop, findings, artifacts)
+    entries = {**files, **_golden(workshop, findings), **train.entries(workshop)}
+    entries |= _evidence(workshop, content, files)
+    described = {name: bundle.describe(entry) for name, entry in entries.items()}
+    raw = manifest.encode(manifest.complete(content, described))
+    digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
+    found = summarise(workshop, findings, digest=digest)
+    _write(workshop, findings, found, content, entries)
+    return found
+
+
+def _write(
+    workshop: Workshop,
+    findings: Findings,
+    found: BundleReport,
+    content: Manifest,
+    entries: Entries,
+) -> None:
+    assert found.path is not None
+    assert found.report is not None
+    raw = details(findings, content.tools)
+    html = page.render(found, raw, workshop=workshop)
+    storage.write(found.report, html)
+    try:
+        bundle.write(
+            found.path,
+            content,
+            entries=entries,
+            reports={
+                report.REPORT_JSON: report.encode(found, tools=content.tools),
+                report.REPORT_HTML: html,
+                report.MEASUREMENTS: report.encode_details(raw),
+            },
+            key=findings.order.key,
+        )
+    except BaseException:
+        found.report.unlink(missing_ok=True)
+        raise
+
+
+def _artifacts(variants: Mapping[str, Made]) -> tuple[Entries, dict[str, str]]:
+    """Entries of the artefacts, and each variant's own; equal files are one entry."""
+    entries: Entries = {}
+    by_digest: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for name, made in variants.items():
+        digest = bundle.describe(made.path).sha256
+        if digest not in by_digest:
+            by_digest[digest] = f"artifacts/{name}{made.path.suffix}"
+            entries[by_digest[digest]] = made.path
+        names[name] = by_digest[digest]
+    return entries, names
+
+
+def _golden(workshop: Workshop, findings: Findings) -> Entries:
+    entries: Entries = dict(golden.entries(workshop.parts.golden.arrays, workshop.reference.golden))
+    for name, made in findings.variants.items():
+        if made.evidence == "executed":
+            entries[golden.entry_of(name)] = tensors.encode(made.answers.golden)
+    return entries
+
+
+def _evidence(workshop: Workshop, content: Manifest, files: Entries) -> Entries:
+    described = {name: bundle.describe(entry) for name, entry in files.items()}
+    return {
+        evidence.SBOM: evidence.sbom(content, described),
+        evidence.PROVENANCE: evidence.provenance(
+            content,
+            described,
+            recipe=workshop.recipe,
+            shapes=workshop.shapes,
+            data=workshop.data.sha256 if workshop.data else None,
+        ),
+    }
+
+
+def _manifest(workshop: Workshop, findings: Findings, artifacts: Mapping[str, str]) -> Manifest:
+    scale = scale_of(workshop.reference.golden)
+    return Manifest(
+        name=findings.order.name,
+        version=findings.order.version,
+        profile=findings.profile,
+        model=Model(
+            source_sha256=workshop.source.sha256, inputs=workshop.inputs, outputs=workshop.outputs
+        ),
+        pipeline=Pipeline(pre=workshop.recipe.preprocess, post=workshop.recipe.postprocess),
+        variants=tuple(
+            _variant(name, made, artifact=artifacts[name], scale=scale, findings=findings)
+            for name, made in findings.variants.items()
+        ),
+        tools=evidence.tools(formats=[workshop.source.format]),
+    )
+
+
+def _variant(name: str, made: Made, *, artifact: str, scale: float, findings: Findings) -> Variant:
+    engine = made.engine
+    return Variant(
+        name=name,
+        artifact=artifact,
+        engine=engine.name,
+        accelerator=engine.accelerator,
+        precision=made.precision,
+        options=made.options,
+        needs=made.needs,
+        placement=Placement() if engine.accelerator == "cpu" else findings.profile.placement,
+        golden=golden.tolerances(
+            outputs=golden.entry_of(name) if made.evidence == "executed" else None,
+            scale=scale,
+            largest_error=made.largest_error,
+            quantised=made.quantised,
+        ),
+    )

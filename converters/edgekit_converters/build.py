@@ -1,0 +1,125 @@
+"""Build: from a source to one signed, measured bundle for one board.
+
+Read top down: for each engine of the profile what `bench` makes of the source, then the gate's
+outcome, the report and the bundle. What may ship is decided by `gate` and `search`, how it is made
+by `targets` and `passes`; this module only joins them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from edgekit.errors import BuildError
+from edgekit.profile import DeviceProfile, EngineSpec
+from edgekit_converters import gate
+from edgekit_converters.artefact import Made
+from edgekit_converters.assemble import assemble
+from edgekit_converters.bench import SOURCE, Bench, Line, Say
+from edgekit_converters.gate import Gate
+from edgekit_converters.measure import Measurer
+from edgekit_converters.report import BundleReport, Rejected
+from edgekit_converters.summary import Findings, Order
+from edgekit_converters.targets import target_for
+from edgekit_converters.workshop import Workshop
+
+
+def build(
+    workshop: Workshop, profile: DeviceProfile, order: Order, *, measurer: Measurer, say: Say
+) -> BundleReport:
+    """Build for one profile and write the bundle and its report below `order.out`.
+
+    Args:
+        workshop: the source and its data, shared by all profiles of a command.
+        order: what the bundle is called, who signs it and where it goes.
+        measurer: takes the time of artefacts.
+        say: is told each step.
+
+    Returns:
+        What was found. Where the gate refuses, `path` is None and nothing was written.
+
+    Raises:
+        BuildError: no engine of the profile takes the source.
+        StorageError: the bundle could not be written; nothing of it is left.
+    """
+    started_s = time.monotonic()
+    lines = [
+        _line(workshop, profile, engine, measurer=measurer, say=say) for engine in profile.engines
+    ]
+    _require_any(workshop, profile, lines)
+    outcome = _outcome(workshop, lines)
+    findings = Findings(
+        profile=profile,
+        order=order,
+        gate=outcome,
+        variants={} if outcome.outcome == "refused" else variants(workshop, lines),
+        rejected=tuple(rejected for line in lines for rejected in line.rejected),
+        started_s=started_s,
+    )
+    say(f"{profile.name}: writing the bundle")
+    return assemble(workshop, findings)
+
+
+def variants(workshop: Workshop, lines: Sequence[Line]) -> dict[str, Made]:
+    """What ships, by name, default first.
+
+    Engines come in the order of the profile. With enough data to judge by, a quantised artefact
+    stands before its float parent; without, float is the default.
+    """
+    named: dict[str, Made] = {}
+    for line in lines:
+        pair = [line.best, line.parent] if workshop.parts.enough else [line.parent, line.best]
+        for made in pair:
+            if made is not None and not made.reasons:
+                named[_free_name(made, named)] = made
+    return named
+
+
+def _line(
+    workshop: Workshop,
+    profile: DeviceProfile,
+    engine: EngineSpec,
+    *,
+    measurer: Measurer,
+    say: Say,
+) -> Line:
+    target = target_for(engine)
+    if target is not None and target.format == workshop.source.format:
+        bench = Bench(workshop, profile, engine, target=target, measurer=measurer, say=say)
+        return bench.line()
+    if engine.accelerator == "cpu":
+        return Line(None)
+    takes = "nothing that edgekit makes" if target is None else f"a .{target.format} source"
+    reason = f"{engine.name} on the {engine.accelerator} takes {takes}"
+    return Line(None, rejected=(Rejected(scheme=SOURCE, reason=reason, engine=engine.name),))
+
+
+def _require_any(workshop: Workshop, profile: DeviceProfile, lines: Sequence[Line]) -> None:
+    if any(line.parent for line in lines):
+        return
+    engines = ", ".join(f"{engine.name} ({engine.accelerator})" for engine in profile.engines)
+    reasons = "".join(f"; {rejected.reason}" for line in lines for rejected in line.rejected)
+    raise BuildError(
+        f"profile {profile.name} has {engines}: none takes a .{workshop.source.format}"
+        f" source{reasons}",
+        hint="choose another profile, or convert the model to the format of one of its engines",
+    )
+
+
+def _outcome(workshop: Workshop, lines: Sequence[Line]) -> Gate:
+    parents = [line.parent for line in lines if line.parent]
+    every_refused = all(parent.reasons for parent in parents)
+    return gate.conclude(
+        float_reasons=parents[0].reasons if every_refused else (),
+        accepted=sum(line.best is not None for line in lines),
+        tried=sum(line.tried for line in lines),
+        enough_data=workshop.parts.enough,
+    )
+
+
+def _free_name(made: Made, taken: dict[str, Made]) -> str:
+    kind = "int8" if made.quantised else "float"
+    for name in (kind, f"{kind}-{made.engine.accelerator}", f"{kind}-{made.engine.name}"):
+        if name not in taken:
+            return name
+    return f"{kind}-{len(taken)}"

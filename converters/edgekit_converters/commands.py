@@ -1,0 +1,266 @@
+"""Commands: `edgekit build` and `edgekit profiles`.
+
+Results go to stdout, steps and errors to stderr. Heavy imports wait until a command runs, so that
+`--help` stays quick.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from edgekit import profile as profiles_
+from edgekit import recipe as recipe_
+from edgekit import signing
+from edgekit.errors import (
+    EdgekitError,
+    GateRefused,
+    ManifestError,
+    ProfileError,
+    StorageError,
+)
+from edgekit.manifest import Version
+
+if TYPE_CHECKING:
+    from edgekit_converters.report import BundleReport
+
+_FILE = click.Path(path_type=Path)
+_UNNAMEABLE = re.compile(r"[^a-z0-9._-]+")
+
+
+class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
+    """`NAME=1x3x224x224`; `?` or `-1` leaves an axis to the caller."""
+
+    name = "NAME=SHAPE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        name, _, text = str(value).rpartition("=")
+        sizes = text.lower().replace("?", "-1").split("x")
+        try:
+            shape = tuple(int(size) for size in sizes)
+        except ValueError:
+            shape = ()
+        if not name or not shape or any(size < -1 or size == 0 for size in shape):
+            self.fail(f"{value!r} is not NAME=SHAPE, such as input=1x3x224x224", param, ctx)
+        return name, shape
+
+
+@click.command()
+@click.argument("model", type=_FILE)
+@click.option("--profile", "names", multiple=True, required=True, help="A board, by name or file.")
+@click.option("--data", type=_FILE, help="Samples: a .npz file or a folder of pictures.")
+@click.option("--recipe", "recipe_file", type=_FILE, help="Passes, budget and preprocessing, YAML.")
+@click.option(
+    "--input", "shapes", type=InputShape(), multiple=True, help="Fix the shape of an input."
+)
+@click.option("--weights", type=_FILE, help="Arrays (.safetensors) in place of the model's.")
+@click.option("--name", help="Name of the model; default from the file's name.")
+@click.option("--version", default="0.1.0", show_default=True, help="Semantic version.")
+@click.option("--key", type=_FILE, help="Signing key; default this workstation's own.")
+@click.option(
+    "--out", type=_FILE, default=Path(), show_default="current folder", help="Where bundles go."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def build(
+    model: Path,
+    names: tuple[str, ...],
+    data: Path | None,
+    recipe_file: Path | None,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    weights: Path | None,
+    name: str | None,
+    version: str,
+    key: Path | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Build one signed, measured bundle of MODEL per profile.
+
+    Example: edgekit build model.onnx --profile raspberry-pi-5 --data samples.npz
+    """
+    from edgekit_converters import build as building
+    from edgekit_converters import report, source
+    from edgekit_converters.console import Console
+    from edgekit_converters.measure import Interleaved
+    from edgekit_converters.summary import Order
+    from edgekit_converters.workshop import Workshop
+
+    boards = [profiles_.find(board) for board in dict.fromkeys(names)]
+    recipe = recipe_.Recipe() if recipe_file is None else recipe_.read(recipe_file)
+    signer = signing.own_key() if key is None else signing.SigningKey.read(key)
+    order = Order(
+        name=name or default_name(model), version=_checked_version(version), key=signer, out=out
+    )
+    _make_folder(out)
+    console = Console(quiet=as_json)
+    done: list[BundleReport] = []
+    failed: list[tuple[str, EdgekitError]] = []
+    with _scratch() as scratch, console.steps() as say:
+        say(f"reading {model.name}")
+        workshop = Workshop(
+            source.read(model, weights=weights),
+            recipe=recipe,
+            shapes=dict(shapes),
+            data=data,
+            scratch=scratch,
+        )
+        for board in boards:
+            try:
+                found = building.build(workshop, board, order, measurer=Interleaved(), say=say)
+            except EdgekitError as e:
+                failed.append((board.name, e))
+                continue
+            done.append(found)
+            if found.gate.outcome == "refused":
+                failed.append((board.name, _refusal(found)))
+    if as_json:
+        document = {
+            "bundles": [report.to_builtins(found) for found in done],
+            "failed": [
+                {"profile": board, "error": e.message, "hint": e.hint, "exit_code": e.exit_code}
+                for board, e in failed
+            ],
+        }
+        _print(document)
+    else:
+        for found in done:
+            console.show(found)
+    _finish(failed)
+
+
+@click.group()
+def profiles() -> None:
+    """List, show and check device profiles.
+
+    Example: edgekit profiles show jetson
+    """
+
+
+@profiles.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def list_profiles(as_json: bool) -> None:
+    """List the boards that edgekit knows, and what was run for each.
+
+    Example: edgekit profiles list
+    """
+    from edgekit_converters.console import Console
+
+    found = [profiles_.find(name) for name in profiles_.names()]
+    if as_json:
+        _print({"profiles": found})
+    else:
+        Console(quiet=False).list_profiles(found)
+
+
+@profiles.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def show_profile(name: str, as_json: bool) -> None:
+    """Show one profile with `extends` applied; NAME is a name or a file.
+
+    Example: edgekit profiles show raspberry-pi-5
+    """
+    import yaml
+
+    found = profiles_.find(name)
+    if as_json:
+        _print(found)
+    else:
+        click.echo(yaml.safe_dump(msgspec.to_builtins(found), sort_keys=False), nl=False)
+
+
+@profiles.command("lint")
+@click.argument("files", nargs=-1, type=_FILE)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def lint_profiles(files: tuple[Path, ...], as_json: bool) -> None:
+    """Check profiles; without FILES those that ship with edgekit.
+
+    Example: edgekit profiles lint my-board.yaml
+    """
+    from edgekit_converters.lint import lint
+
+    chosen = files or [file for folder in profiles_.search_path() for file in folder.glob("*.yaml")]
+    problems = {file: _problems(file, lint) for file in sorted(chosen)}
+    if as_json:
+        _print({"files": [{"file": str(f), "problems": p} for f, p in problems.items()]})
+    else:
+        for file, found in problems.items():
+            click.echo(f"{file}: {'ok' if not found else ''}".rstrip())
+            for problem in found:
+                click.echo(f"  {problem}")
+    wrong = sum(bool(found) for found in problems.values())
+    if wrong:
+        raise ProfileError(f"{wrong} of {len(problems)} profiles are not right")
+
+
+def _problems(file: Path, lint: Callable[..., tuple[str, ...]]) -> tuple[str, ...]:
+    try:
+        return lint(profiles_.read(file), file_stem=file.stem)
+    except ProfileError as e:
+        return (e.message,)
+
+
+def _print(value: object) -> None:
+    click.echo(msgspec.json.encode(value).decode())
+
+
+def default_name(model: Path) -> str:
+    """A model's name from its file's: lower case, other characters as dashes."""
+    name = _UNNAMEABLE.sub("-", model.stem.lower()).strip("-._")[:63]
+    return name or "model"
+
+
+def _checked_version(version: str) -> str:
+    try:
+        return Version(version).text
+    except ManifestError as e:
+        raise click.BadParameter(e.message, param_hint="--version") from e
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise StorageError(f"folder {folder} cannot be made: {e.strerror}") from e
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for temporary models, gone at the end whatever happens."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgekit-build-") as folder:
+            yield Path(folder)
+    except OSError as e:
+        raise StorageError(
+            f"temporary files cannot be written: {e.strerror or e}",
+            hint="free space, or set TMPDIR to a folder that has some",
+        ) from e
+
+
+def _refusal(found: BundleReport) -> GateRefused:
+    return GateRefused(
+        f"{found.profile}: the gate refused, no bundle was written:"
+        f" {'; '.join(found.gate.reasons)}",
+        hint="raise the limits of budget in the recipe, or choose a smaller model",
+    )
+
+
+def _finish(failed: list[tuple[str, EdgekitError]]) -> None:
+    """Report failures; the last one is raised, so that the exit code is that of the worst."""
+    if not failed:
+        return
+    ordered = sorted(failed, key=lambda item: item[1].exit_code)
+    for board, e in ordered[:-1]:
+        click.echo(f"error: {board}: {e.message}", err=True)
+        if e.hint:
+            click.echo(f"hint: {e.hint}", err=True)
+    raise ordered[-1][1]

@@ -1,0 +1,135 @@
+"""Summary: from what was made to the report of a bundle, figure by figure with its evidence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.profile import DeviceProfile, Evidence
+from edgekit.signing import SigningKey
+from edgekit_converters import report
+from edgekit_converters.artefact import Made
+from edgekit_converters.gate import Gate
+from edgekit_converters.measure import speedup_quartiles
+from edgekit_converters.report import BundleReport, Rejected, VariantReport
+from edgekit_converters.workshop import Workshop
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a bundle is called, who signs it and where it goes."""
+
+    name: str
+    version: str
+    key: SigningKey
+    out: Path
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a build for one profile found.
+
+    Attributes:
+        variants: what ships, by name, default first; empty where the gate refused.
+        started_s: when the build began, on the monotonic clock.
+    """
+
+    profile: DeviceProfile
+    order: Order
+    gate: Gate
+    variants: Mapping[str, Made]
+    rejected: tuple[Rejected, ...]
+    started_s: float
+
+
+def summarise(workshop: Workshop, findings: Findings, *, digest: str | None) -> BundleReport:
+    """The report of a bundle; without a digest nothing is written and its paths are None."""
+    order = findings.order
+    stem = f"{order.name}-{order.version}-{findings.profile.name}"
+    parts = workshop.parts
+    notes = list(parts.notes)
+    for made in findings.variants.values():
+        if workshop.source.format == "onnx":
+            notes += workshop.normal(made.engine).notes
+    return BundleReport(
+        path=order.out / f"{stem}.edge" if digest else None,
+        profile=findings.profile.name,
+        name=order.name,
+        version=order.version,
+        digest=digest,
+        variants=tuple(
+            _variant(name, made, proven=parts.enough) for name, made in findings.variants.items()
+        ),
+        rejected=findings.rejected,
+        gate=findings.gate,
+        measured_on=report.machine(),
+        report=order.out / f"{stem}.report.html" if digest else None,
+        seconds=round(time.monotonic() - findings.started_s, 1),
+        data=report.DataReport(
+            origin=parts.origin,
+            calibration=parts.calibration.count if parts.calibration else 0,
+            golden=parts.golden.count,
+            evaluation=parts.evaluation.count if parts.evaluation else 0,
+            groups=workshop.data.groups if workshop.data else 0,
+        ),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def details(findings: Findings, tools: dict[str, str]) -> report.Details:
+    """The raw measurements behind a report."""
+    return report.Details(
+        variants=tuple(
+            report.VariantDetail(
+                name=name,
+                evaluation=made.evaluation,
+                timing=made.timing,
+                operators=made.operators,
+            )
+            for name, made in findings.variants.items()
+        ),
+        machine=report.machine(),
+        load_average=report.load_average(),
+        tools=tools,
+    )
+
+
+def _variant(name: str, made: Made, *, proven: bool) -> VariantReport:
+    timing, found = made.timing, made.evaluation
+    # What a stand-in computed is simulated at best, also where the artefact was only linted.
+    arithmetic: Evidence = "executed" if made.evidence == "executed" else "simulated"
+    is_cpu = made.engine.accelerator == "cpu"
+    quartiles = None
+    if timing is not None and made.float_timing is not None:
+        quartiles = speedup_quartiles(made.float_timing, timing)
+    return VariantReport(
+        name=name,
+        engine=made.engine.name,
+        accelerator=made.engine.accelerator,
+        precision=made.precision,
+        size_bytes=made.size_bytes,
+        latency_ms=report.Latency(p50=timing.p50_ms, p99=timing.p99_ms) if timing else None,
+        speedup=made.speedup,
+        speedup_quartiles=quartiles,
+        agreement=found.agreement if found else None,
+        agreement_ci95=found.agreement_ci95 if found else None,
+        metric=found.metric if found else None,
+        max_abs_error=made.largest_error,
+        # An engine on the CPU leaves nothing for another device to run.
+        placement=report.PlacementReport(
+            accelerator_macs=1.0 if is_cpu else None, fallback_ops=() if is_cpu else None
+        ),
+        evidence=made.evidence,
+        figure_evidence=report.FigureEvidence(
+            agreement=arithmetic if found and found.agreement is not None else None,
+            metric=arithmetic if found else None,
+            max_abs_error=arithmetic,
+            latency_ms="executed" if timing else None,
+            placement=made.evidence if is_cpu else None,
+        ),
+        proven=proven,
+        scheme=made.scheme,
+        memory_mb=made.needs.memory_mb,
+    )

@@ -1,0 +1,65 @@
+"""onnxruntime on a CPU: ONNX as it is, in float and as QDQ int8.
+
+The same engine runs on a workstation, so artefacts are always run here. On another instruction set
+that shows the arithmetic of the graph and no kernel of the board: it counts as simulated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from edgekit.profile import DeviceProfile, EngineSpec, Evidence
+from edgekit_converters.normalise import opset_of
+from edgekit_converters.passes import Style
+from edgekit_converters.targets import Format
+
+CPU = "CPUExecutionProvider"
+
+
+class OnnxRuntimeCpu:
+    """The target."""
+
+    format: Format = "onnx"
+    style: Style = "onnxruntime"
+
+    def makes_for(self, engine: EngineSpec) -> bool:
+        return engine.name == "onnxruntime" and engine.accelerator == "cpu"
+
+    def source_precision(self, engine: EngineSpec, artifact: Path) -> str:  # noqa: ARG002
+        return "fp32"
+
+    def options(self, engine: EngineSpec) -> dict[str, Any]:
+        return cpu_options(threads=engine.threads)
+
+    def options_here(self, profile: DeviceProfile, engine: EngineSpec) -> dict[str, Any]:  # noqa: ARG002
+        return cpu_options(threads=engine.threads)
+
+    def evidence(self, profile: DeviceProfile, engine: EngineSpec) -> Evidence:  # noqa: ARG002
+        return "executed" if profile.is_this_machine() else "simulated"
+
+    def finish(self, artifact: Path) -> Path:
+        return artifact
+
+    def lint(self, artifact: Path, engine: EngineSpec) -> tuple[str, ...]:
+        return version_lint(onnx.load_model(artifact, load_external_data=False), engine)
+
+
+def cpu_options(*, threads: int) -> dict[str, Any]:
+    """Options of engine onnxruntime for its CPU provider."""
+    return {"providers": [{"name": CPU}], "threads": threads, "spinning": False}
+
+
+def version_lint(model: onnx.ModelProto, engine: EngineSpec) -> tuple[str, ...]:
+    """Why the engine's version would not load the model at all."""
+    problems = []
+    if model.ir_version > engine.max_onnx_ir:
+        problems.append(f"IR {model.ir_version}, the engine loads up to {engine.max_onnx_ir}")
+    if opset_of(model) > engine.max_opset:
+        problems.append(f"opset {opset_of(model)}, the engine runs up to {engine.max_opset}")
+    return tuple(problems)
+
+
+TARGET = OnnxRuntimeCpu()
