@@ -16,7 +16,7 @@ help: ## Show the targets.
 demo: .venv/ready ## Tell the whole story on this machine: build, serve, fleet, rollout, round.
 	$(BIN)/edgekit demo $(DEMO)
 
-test: .venv/ready .venv-board/ready ## Run the tests.
+test: .venv/ready .venv-board/ready .venv-signing/ready ## Run the tests.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST)
 
 check: lint types layers test ## Run everything that CI runs.
@@ -38,7 +38,7 @@ system-deps: ## Install the Debian packages that some tests want.
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients
 
 clean: ## Remove what the targets above made.
-	rm -rf .venv .venv-board dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-board .venv-signing dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # Without uv on the machine, pip brings it into .venv, so that both ways install what uv.lock says.
 .venv/ready: pyproject.toml uv.lock
@@ -63,4 +63,13 @@ endif
 	  --output-file .venv-board/requirements.txt >/dev/null; \
 	"$$UV" pip install --quiet --python .venv-board/bin/python \
 	  -r .venv-board/requirements.txt .venv-board/dist/*.whl; \
+	touch $@
+
+# OpenSSF's verifier and its thirty-odd dependencies, apart from ours: the tests hold our
+# signatures against it.
+.venv-signing/ready: .venv/ready
+	@set -e; UV="$(or $(UV),$(BIN)/uv)"; rm -rf .venv-signing; \
+	"$$UV" venv --quiet --python $(BIN)/python .venv-signing; \
+	"$$UV" pip install --quiet --python .venv-signing/bin/python \
+	  model-signing==1.1.1 pyopenssl==26.4.0; \
 	touch $@

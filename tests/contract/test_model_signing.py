@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -12,16 +11,17 @@ from edgekit.bundle import SIGNATURE, Bundle
 from edgekit.signing import PublicKey, SigningKey
 from tests.contract import samples
 
-PYTHON = os.environ.get("EDGEKIT_MODEL_SIGNING_PYTHON", "")
-HOW = (
-    "uv venv /tmp/ms && uv pip install --python /tmp/ms/bin/python model-signing==1.1.1 pyopenssl,"
-    " then EDGEKIT_MODEL_SIGNING_PYTHON=/tmp/ms/bin/python"
-)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PYTHON, reason=f"needs {HOW}")]
+PYTHON = Path(__file__).parents[2] / ".venv-signing" / "bin" / "python"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not PYTHON.exists(), reason="needs model-signing in .venv-signing: `make test` makes it"
+    ),
+]
 
 
 def model_signing(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [PYTHON, "-m", "model_signing", *map(str, arguments)]
+    command = [str(PYTHON), "-m", "model_signing", *map(str, arguments)]
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
