@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.process import tell
 from edgekit_converters.demo.lite0 import write_lite0
 from edgekit_converters.demo.photos import write_photos
 
@@ -34,10 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder), crops=arguments.crops)
-    for name, value in figures.items():
-        print(f"{name:<22} {value}")
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    tell(figures, file=arguments.json)
 
 
 def measure(folder: Path, *, crops: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Telemetry into one coordinator process, through a real broker: rate, CPU, losses, duplicates.
 
-Run: python benchmarks/fleet/ingest.py [--messages 20000] [--devices 200] [--json]
+Run: python -m benchmarks.fleet.ingest [--messages 20000] [--devices 200] [--json FILE]
 
 Publishers in processes of their own keep the broker busy. Beside the coordinator's rate stands
 what the broker alone hands to a subscriber that only counts. On a machine with few cores all of
@@ -10,9 +10,7 @@ them share the cores, so the CPU seconds per message of the coordinator are the 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import os
 import sqlite3
 import tempfile
 import threading
@@ -20,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import process
 from edgekit import link, messages, signing, topics
 from edgekit.fleet.address import Address
 from edgekit.fleet.broker import Broker
@@ -117,8 +116,8 @@ def broker_alone(url: str, *, devices: int, each: int) -> float:
     publishers = start_publishers(url, devices=devices, each=each)
     assert done.wait(300), f"{seen[0]} of {devices * each} came"
     took_s = time.monotonic() - began
-    for process in publishers:
-        process.join()
+    for publisher in publishers:
+        publisher.join()
     subscriber.close()
     return devices * each / took_s
 
@@ -151,13 +150,13 @@ def into_coordinator(url: str, folder: Path, *, devices: int, each: int) -> dict
     listener.start()
     up.wait(10)
     time.sleep(1.0)
-    cpu_s, began = cpu_seconds(coordinator.pid), time.monotonic()
+    cpu_s, began = process.cpu_s(coordinator.pid), time.monotonic()
     publishers = start_publishers(url, devices=devices, each=each)
     assert done.wait(300), f"{sum(acked.values())} of {devices * each} were acknowledged"
-    took_s, cpu_s = time.monotonic() - began, cpu_seconds(coordinator.pid) - cpu_s
-    for process in publishers:
-        process.join()
-    peak_mb = peak_rss_mb(coordinator.pid)
+    took_s, cpu_s = time.monotonic() - began, process.cpu_s(coordinator.pid) - cpu_s
+    for publisher in publishers:
+        publisher.join()
+    peak_mb = process.peak_rss_mb(coordinator.pid)
     listener.close()
     coordinator.stop()
     rows, distinct = stored(folder / "coordinator" / "fleet.sqlite")
@@ -184,25 +183,11 @@ def stored(database: Path) -> tuple[int, int]:
     return rows, distinct
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def peak_rss_mb(pid: int) -> float:
-    """Largest resident memory of a process so far."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"process {pid} has no VmHWM")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--messages", type=int, default=20_000)
     parser.add_argument("--devices", type=int, default=200)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     each = given.messages // given.devices
     with tempfile.TemporaryDirectory() as temporary:
@@ -215,11 +200,7 @@ def main() -> None:
             broker.close()
     figures["broker_alone_per_s"] = round(alone)
     figures["share_of_broker"] = round(figures["messages_per_s"] / alone, 2)
-    if given.json:
-        print(json.dumps(figures))
-    else:
-        for name, value in figures.items():
-            print(f"{name:<20} {value}")
+    process.tell(figures, file=given.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ it says that it listens, less the CPU of a process that only imports the engine 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import signal
@@ -19,6 +18,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+from benchmarks.process import cpu_s, pss_mb, tell
 from tests import bundles
 
 IDLE = """
@@ -50,17 +50,12 @@ def cpu_of(command: list[str], *, until_line: bool) -> float:
         assert process.stdout is not None
         if until_line:
             process.stdout.readline()
-            spent = cpu_so_far(process.pid)
+            spent = cpu_s(process.pid)
             process.send_signal(signal.SIGKILL)
             return spent
         process.stdout.read()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def cpu_so_far(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def idle_pss_mb() -> float:
@@ -69,10 +64,9 @@ def idle_pss_mb() -> float:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text("ascii")
+        size_mb = pss_mb(process.pid)
         process.kill()
-    (line,) = [line for line in rollup.splitlines() if line.startswith("Pss:")]
-    return int(line.split()[1]) / 1024
+    return size_mb
 
 
 def main() -> None:
@@ -103,10 +97,7 @@ def main() -> None:
         "help_cpu_s": median(helps),
         "idle_pss_mb": median(idle),
     }
-    for label, figure in figures.items():
-        print(f"{label:34}{figure:8.3f}")
-    if options.json:
-        options.json.write_text(json.dumps(figures))
+    tell(figures, file=options.json)
 
 
 if __name__ == "__main__":
