@@ -105,7 +105,13 @@ def _trade(found: BundleReport) -> str:
                 )
             )
     points += [
-        Point(x=1 / lost.speedup, y=lost.agreement, label=lost.scheme, style="lost")
+        Point(
+            x=1 / lost.speedup,
+            y=lost.agreement,
+            # Pass and datatypes are the same for all; what differs comes last.
+            label=lost.scheme.rpartition("/")[2],
+            style="lost",
+        )
         for lost in found.rejected
         if lost.speedup and lost.agreement is not None
     ]
@@ -189,6 +195,10 @@ def _answers(
     best = found.variants[0]
     evaluation = by_name[best.name].evaluation
     if evaluation is None:
+        return
+    if evaluation.max_abs_error == 0:
+        text = f"{best.name} gives the source's own answers on {evaluation.samples} samples."
+        yield _section("Answers", f"{text} Not one differs in any bit.", "")
         return
     drawings = []
     if evaluation.errors:

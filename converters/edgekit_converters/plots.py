@@ -66,7 +66,10 @@ def scatter(points: Sequence[Point], *, x: Axis, y: Axis, title: str, front: boo
     if front and len(best := pareto(points)) > 1:
         path = " ".join(f"{_x(p.x, x):.1f},{_y(p.y, y):.1f}" for p in best)
         parts.append(f'<polyline class="front" points="{path}"/>')
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[float, float, float]] = [
+        (_x(p.x, x) - 6, _x(p.x, x) + 6, _y(p.y, y) + 4) for p in points
+    ]
+    labels: list[str] = []
     for point in points:
         cx, cy = _x(point.x, x), _y(point.y, y)
         if point.low is not None and point.high is not None:
@@ -75,8 +78,8 @@ def scatter(points: Sequence[Point], *, x: Axis, y: Axis, title: str, front: boo
                 f' y1="{_y(point.low, y):.1f}" y2="{_y(point.high, y):.1f}"/>'
             )
         parts.append(f'<circle class="{escape(point.style)}" cx="{cx:.1f}" cy="{cy:.1f}" r="5"/>')
-        parts.append(_label(point.label, cx, cy, taken))
-    return _svg(parts, title)
+        labels.append(_label(point.label, cx, cy, taken))
+    return _svg([*parts, *labels], title)
 
 
 def cloud(pairs: Sequence[tuple[float, float]], *, x: Axis, y: Axis, title: str) -> str:
@@ -205,18 +208,24 @@ def _x_axis(x: Axis, height: float) -> str:
     return "".join(parts)
 
 
-def _label(text: str, cx: float, cy: float, taken: list[tuple[float, float]]) -> str:
-    """A text beside its point, moved down while it would cover another."""
-    left_side = cx + len(text) * _TEXT_PX + 10 > WIDTH - _RIGHT
-    x = cx - 9 if left_side else cx + 9
-    y = cy + 4
-    while any(abs(y - other_y) < 13 and abs(x - other_x) < 150 for other_x, other_y in taken):
-        y += 13
-    taken.append((x, y))
-    anchor = "end" if left_side else "start"
-    return (
-        f'<text class="name" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-    )
+def _label(text: str, cx: float, cy: float, taken: list[tuple[float, float, float]]) -> str:
+    """A text beside its point: the first place around it that is free and within the frame.
+
+    Args:
+        taken: left end, right end and height of the texts that stand already; this one is added.
+    """
+    width = len(text) * _TEXT_PX
+    left, right = cx - 9 - width, cx + 9
+    places = [(x, cy + 4 + 13 * row) for row in (0, -1, 1, -2, 2, 3, 4, 5) for x in (right, left)]
+    inside = [(x, y) for x, y in places if x >= _LEFT and x + width <= WIDTH - 2] or places
+    free = [
+        (x, y)
+        for x, y in inside
+        if all(abs(y - v) >= 13 or x >= high or x + width <= low for low, high, v in taken)
+    ]
+    x, y = (free or inside)[0]
+    taken.append((x, x + width, y))
+    return f'<text class="name" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
 def _svg(parts: Sequence[str], title: str, *, height: float = HEIGHT) -> str:

