@@ -106,6 +106,18 @@ def test_a_first_convolution_is_widened_to_four_channels_and_answers_the_same() 
     np.testing.assert_allclose(before, after, atol=1e-5)
 
 
+def test_the_input_is_quantised_before_it_is_widened(calibrator: Calibrator) -> None:
+    scheme = PASS.ladder({}, precisions=U8, style="onnxruntime")[0]
+
+    made = PASS.apply(model(), scheme, calibrator=calibrator)
+
+    onnx.checker.check_model(made, full_check=True)
+    nodes = {output: node for node in made.graph.node for output in node.output}
+    (pad,) = [node for node in made.graph.node if node.op_type == "Pad"]
+    assert nodes[pad.input[0]].op_type == "QuantizeLinear"
+    assert nodes[pad.input[0]].input[0] == "image"
+
+
 def test_a_convolution_of_four_channels_or_of_shared_weights_is_left_alone() -> None:
     widened = model()
     pad_first_convolutions(widened)

@@ -24,7 +24,7 @@ from edgekit.structs import Strict
 from edgekit_converters.calibrate import Calibrator, Method, Range
 from edgekit_converters.normalise import MIN_OPSET, opset_of, sort_nodes
 from edgekit_converters.passes import Scheme, Style
-from edgekit_converters.passes.channels import pad_first_convolutions
+from edgekit_converters.passes.channels import pad_first_convolutions, widen_as_int8
 
 Activations = Literal["u8", "s8"]
 Kept = Literal["none", "ends", "unweighted"]
@@ -127,11 +127,12 @@ def _quantise(
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     kept = kept_in_float(model, options.keep_float)
+    widened: dict[str, str] = {}
     # The kernels that want it are those for unsigned activations; others were not measured.
     if options.activations == "u8" and options.style == "onnxruntime":
         widened = pad_first_convolutions(copy)
         ranges = {**ranges, **{new: ranges[old] for new, old in widened.items()}}
-        # In float, the input is quantised once, after it; as QDQ it would be twice.
+        # The quantizer would put a pair on either side of the node that widens.
         kept += widened
     # The quantizer would else save and reload the model to infer what is inferred already.
     _mark_inferred(copy)
@@ -159,6 +160,7 @@ def _quantise(
             f"onnxruntime cannot quantise this model: {e}",
             hint="the float model is still built; try keep_float: unweighted in the recipe",
         ) from e
+    widen_as_int8(quantised, widened)
     del quantised.metadata_props[:]
     quantised.metadata_props.extend(model.metadata_props)
     quantised.producer_name = model.producer_name
