@@ -125,7 +125,7 @@ def serve(place: Place, bundle: Path, processes: Processes, say: Say) -> dict[st
     )
     url = f"http://127.0.0.1:{port}"
     processes.wait("run", "ready", lambda: get(f"{url}/v2/health/ready"), timeout_s=_STEP_LIMIT_S)
-    answers = pictures.classify(f"{url}/v2/models/{CLASSIFIER}/infer", photos.photos())
+    answers = pictures.classify(_infer_url(port), photos.photos())
     right = sum(answer.right for answer in answers)
     best = answers[0]
     say(
@@ -177,12 +177,19 @@ def roll_out(
     """Publish the classifier and move the fleet to it: one device first, then the rest."""
     shown = _rollout(place, bundle, CLASSIFIER, version, processes)
     moved = sum(device["outcome"] == "moved" for device in shown["devices"])
+    answers = [
+        answer
+        for number in range(1, DEVICES + 1)
+        for answer in pictures.classify(_infer_url(place.device_port(number)), photos.photos())
+    ]
+    right = sum(answer.right for answer in answers)
     say(
         "rollout",
         f"{CLASSIFIER} {version} reached {moved} of {DEVICES} devices in "
-        f"{len(shown['waves'])} waves; each ran the golden inputs before it served",
+        f"{len(shown['waves'])} waves; each ran the golden inputs before it served, and together "
+        f"they named {right} of {len(answers)} photographs right",
     )
-    return {"moved": moved, "state": shown["state"]}
+    return {"moved": moved, "state": shown["state"], "right": right, "answers": len(answers)}
 
 
 def refuse_a_bad_version(
@@ -245,6 +252,10 @@ def learn(place: Place, processes: Processes, say: Say) -> dict[str, Any]:
     )
     say("learn", f"{DIGITS} {version} was built, gated, signed and serves on every device")
     return {"before": before, "after": after, "version": version}
+
+
+def _infer_url(port: int) -> str:
+    return f"http://127.0.0.1:{port}/v2/models/{CLASSIFIER}/infer"
 
 
 def _configure(place: Place, number: int) -> Path:
