@@ -8,7 +8,7 @@ BOARD_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/py
 SOURCES := $(shell git ls-files edgekit runtime converters device_profiles 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types layers test-slow bench system-deps clean
+.PHONY: help demo test test-fast check lint types layers bench system-deps clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -18,6 +18,9 @@ demo: .venv/ready ## Tell the whole story on this machine: build, serve, fleet, 
 
 test: .venv/ready .venv-board/ready .venv-signing/ready ## Run the tests.
 	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST)
+
+test-fast: .venv/ready ## Run the tests but those that take more than ten seconds.
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST)
 
 check: lint types layers test ## Run everything that CI runs.
 
@@ -43,11 +46,13 @@ clean: ## Remove what the targets above made.
 # Without uv on the machine, pip brings it into .venv, so that both ways install what uv.lock says.
 .venv/ready: pyproject.toml uv.lock
 ifeq ($(UV),)
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet "uv>=0.9,<1"
-	$(BIN)/uv sync --locked --inexact --python $(BIN)/python $(EXTRAS)
+	@echo "installing into .venv: some 90 packages, about 700 MB"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet "uv>=0.9,<1"
+	@$(BIN)/uv sync --quiet --locked --inexact --python $(BIN)/python $(EXTRAS)
 else
-	$(UV) sync --locked --python ">=3.11" $(EXTRAS)
+	@echo "installing into .venv: some 90 packages, about 700 MB"
+	@$(UV) sync --quiet --locked --python "$(or $(UV_PYTHON),>=3.11)" $(EXTRAS)
 endif
 	@touch $@
 

@@ -347,8 +347,9 @@ def _describe(bundle: dict[str, Any]) -> str:
     else:
         words.append("no speed figure without the board")
     if variant["agreement"] is not None:
-        words.append(f"{variant['agreement']:.3f} agree with float")
-    return f"{', '.join(words)}; {variant['evidence']}"
+        proof = variant["figure_evidence"]["agreement"]
+        words.append(f"{variant['agreement']:.3f} agree with float ({proof})")
+    return f"{', '.join(words)}; artefact {variant['evidence']}"
 
 
 def _kilobytes(series: dict[str, Any]) -> str:
