@@ -1,4 +1,4 @@
-"""Build EfficientNet-Lite0 for generic-x86_64 with real photographs: seconds, speed-up, agreement.
+"""Build EfficientNet-Lite0 for this machine with real photographs: seconds, speed-up, agreement.
 
 Run: python -m benchmarks.build.lite0 [--crops 30] [--json FILE]
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def measure(folder: Path, *, crops: int) -> dict[str, Any]:
     load = os.getloadavg()[0]
     started = time.monotonic()
     command = [
-        *(sys.executable, "-c", START, "build", str(model), "--profile", "generic-x86_64"),
+        *(sys.executable, "-c", START, "build", str(model), "--profile", f"generic-{platform.machine()}"),
         *("--data", str(data), "--out", str(folder), "--json"),
     ]
     run = subprocess.run(command, stdout=subprocess.PIPE, check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from edgekit_runtime.engines import Session, Tensors
 SAMPLES = 160
 CHANNELS = 16
 KEY = SigningKey.generate()
+
+# The generic profile of the machine that runs the tests: what is built for it runs there.
+HERE = f"generic-{platform.machine()}"
 
 
 class Stopwatch:

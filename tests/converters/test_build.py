@@ -19,6 +19,7 @@ from edgekit_converters.targets.tensorrt import graph_lint
 from edgekit_runtime.engines import ENGINES
 from edgekit_runtime.engines.batches import run_all
 from tests.converters.building import (
+    HERE,
     Stopwatch,
     build_for,
     convnet,
@@ -54,7 +55,7 @@ def unpacked(found: BundleReport, folder: Path) -> Path:
 def test_int8_comes_first_and_float_stays_beside_it(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
-    found = build_for("generic-x86_64", model, tmp_path, data=data)
+    found = build_for(HERE, model, tmp_path, data=data)
 
     assert [variant.name for variant in found.variants] == ["int8", "float"]
     assert found.gate.outcome == "passed"
@@ -67,7 +68,7 @@ def test_int8_comes_first_and_float_stays_beside_it(
 def test_every_variant_reproduces_its_golden_outputs_in_its_engine(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
-    found = build_for("generic-x86_64", model, tmp_path, data=data)
+    found = build_for(HERE, model, tmp_path, data=data)
     folder = unpacked(found, tmp_path / "unpacked")
 
     with Bundle.open(folder) as opened:
@@ -90,9 +91,9 @@ def test_every_variant_reproduces_its_golden_outputs_in_its_engine(
 
 
 def test_the_same_inputs_give_the_same_digest(model: Path, data: Path, tmp_path: Path) -> None:
-    first = build_for("generic-x86_64", model, tmp_path, data=data)
+    first = build_for(HERE, model, tmp_path, data=data)
     (tmp_path / "again").mkdir()
-    second = build_for("generic-x86_64", model, tmp_path / "again", data=data)
+    second = build_for(HERE, model, tmp_path / "again", data=data)
 
     assert first.digest == second.digest
 
@@ -102,8 +103,8 @@ def test_other_weights_give_another_source_digest(model: Path, data: Path, tmp_p
     weights = tmp_path / "round.safetensors"
     weights.write_bytes(tensors.encode({"head": head}))
 
-    before = build_for("generic-x86_64", model, tmp_path)
-    after = build_for("generic-x86_64", model, tmp_path, weights=weights)
+    before = build_for(HERE, model, tmp_path)
+    after = build_for(HERE, model, tmp_path, weights=weights)
 
     assert before.digest != after.digest
     with Bundle.open(unpacked(after, tmp_path / "unpacked")) as opened:
@@ -115,9 +116,7 @@ def test_other_weights_give_another_source_digest(model: Path, data: Path, tmp_p
 def test_int8_that_is_slower_than_float_does_not_ship(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
-    found = build_for(
-        "generic-x86_64", model, tmp_path, data=data, measurer=Stopwatch(speedup=0.41)
-    )
+    found = build_for(HERE, model, tmp_path, data=data, measurer=Stopwatch(speedup=0.41))
 
     assert [variant.name for variant in found.variants] == ["float"]
     assert found.gate.outcome == "passed"
@@ -129,7 +128,7 @@ def test_int8_over_the_accuracy_budget_does_not_ship(
 ) -> None:
     recipe = Recipe(budget=Budget(min_agreement=1.0, accuracy_drop=0.0), metric="cosine")
 
-    found = build_for("generic-x86_64", model, tmp_path, data=data, recipe=recipe)
+    found = build_for(HERE, model, tmp_path, data=data, recipe=recipe)
 
     assert [variant.name for variant in found.variants] == ["float"]
     assert found.rejected
@@ -141,7 +140,7 @@ def test_a_size_that_nothing_keeps_is_refused_and_nothing_is_written(
 ) -> None:
     recipe = Recipe(budget=Budget(max_size_mb=0.001))
 
-    found = build_for("generic-x86_64", model, tmp_path, data=data, recipe=recipe)
+    found = build_for(HERE, model, tmp_path, data=data, recipe=recipe)
 
     assert found.gate.outcome == "refused"
     assert found.path is None
@@ -149,7 +148,7 @@ def test_a_size_that_nothing_keeps_is_refused_and_nothing_is_written(
 
 
 def test_without_data_no_static_int8_is_made(model: Path, tmp_path: Path) -> None:
-    found = build_for("generic-x86_64", model, tmp_path)
+    found = build_for(HERE, model, tmp_path)
 
     assert [variant.name for variant in found.variants] == ["float"]
     assert found.gate.outcome == "not_enough_data"
@@ -164,7 +163,7 @@ def test_with_few_samples_float_is_the_default_and_int8_unproven(
     pictures, labels = images()
     few = write_data(tmp_path, image=pictures[:20], labels=labels[:20])
 
-    found = build_for("generic-x86_64", model, tmp_path, data=few)
+    found = build_for(HERE, model, tmp_path, data=few)
 
     assert found.gate.outcome == "not_enough_data"
     assert found.variants[0].name == "float"
@@ -202,7 +201,7 @@ def test_another_instruction_set_is_simulated_and_has_no_latency(
     assert all(variant.golden.outputs is None for variant in manifest_of(found).variants)
 
 
-@pytest.mark.parametrize("name", ["generic-x86_64", "jetson", "raspberry-pi-5"])
+@pytest.mark.parametrize("name", [HERE, "jetson", "raspberry-pi-5"])
 def test_artefacts_keep_the_caps_of_their_engine(name: str, data: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path, convnet(opset=12, ir=13))
 
@@ -222,7 +221,7 @@ def test_a_trainable_model_carries_its_weights_under_their_own_names(tmp_path: P
     recipe = Recipe(training=Training(), passes=(), split=Split(golden=2))
 
     found = build_for(
-        "generic-x86_64",
+        HERE,
         tmp_path / "digits.onnx",
         tmp_path,
         data=tmp_path / "heldout.npz",
@@ -246,7 +245,7 @@ def test_a_tflite_source_is_packaged_as_it_is(tmp_path: Path) -> None:
     pictures, labels = images()
     data = write_data(tmp_path, image=pictures.reshape(-1, 64), labels=labels)
 
-    found = build_for("generic-x86_64", model, tmp_path, data=data)
+    found = build_for(HERE, model, tmp_path, data=data)
 
     assert [v.engine for v in found.variants] == ["litert"]
     assert found.variants[0].agreement == 1.0
@@ -275,7 +274,7 @@ def test_a_profile_without_an_engine_for_the_format_is_refused(tmp_path: Path) -
 def test_a_wrong_static_shape_is_fixed_by_the_caller(data: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path, convnet(batch=4))
 
-    found = build_for("generic-x86_64", model, tmp_path, data=data, shapes={"image": (1, 1, 8, 8)})
+    found = build_for(HERE, model, tmp_path, data=data, shapes={"image": (1, 1, 8, 8)})
 
     assert manifest_of(found).model.inputs[0].shape == (1, 1, 8, 8)
 
@@ -285,13 +284,13 @@ def test_labels_that_the_model_has_no_class_for_are_refused(model: Path, tmp_pat
     data = write_data(tmp_path, labels=labels + 5)
 
     with pytest.raises(DataError, match="labels hold 14, the model has classes 0 to 9"):
-        build_for("generic-x86_64", model, tmp_path, data=data)
+        build_for(HERE, model, tmp_path, data=data)
 
 
 def test_a_recipe_may_pin_a_scheme(model: Path, data: Path, tmp_path: Path) -> None:
     recipe = Recipe(passes=(PassSpec(name="static-int8", options={"calibrator": "percentile"}),))
 
-    found = build_for("generic-x86_64", model, tmp_path, data=data, recipe=recipe)
+    found = build_for(HERE, model, tmp_path, data=data, recipe=recipe)
 
     assert found.variants[0].scheme.startswith("static-int8/u8s8/percentile")
 
@@ -302,11 +301,11 @@ def test_a_model_that_no_engine_runs_is_refused(tmp_path: Path) -> None:
     model = write_model(tmp_path, broken)
 
     with pytest.raises(ModelError, match="cannot be run"):
-        build_for("generic-x86_64", model, tmp_path)
+        build_for(HERE, model, tmp_path)
 
 
 def test_evidence_names_source_tools_and_artefacts(model: Path, data: Path, tmp_path: Path) -> None:
-    found = build_for("generic-x86_64", model, tmp_path, data=data)
+    found = build_for(HERE, model, tmp_path, data=data)
 
     assert found.path is not None
     with Bundle.open(found.path) as opened:
@@ -324,7 +323,7 @@ def test_evidence_names_source_tools_and_artefacts(model: Path, data: Path, tmp_
 def test_the_report_is_one_page_that_needs_nothing_else(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
-    found = build_for("generic-x86_64", model, tmp_path, data=data)
+    found = build_for(HERE, model, tmp_path, data=data)
 
     assert found.report is not None
     page = found.report.read_text()

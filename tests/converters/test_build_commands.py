@@ -21,7 +21,7 @@ from edgekit.cli import main
 from edgekit.errors import GateRefused, ProfileError
 from edgekit_converters.commands import build, default_name, profiles
 from edgekit_converters.lint import lint
-from tests.converters.building import images, write_data, write_model
+from tests.converters.building import HERE, images, write_data, write_model
 from tests.converters.tflite_models import write_dense
 
 
@@ -72,9 +72,7 @@ def test_json_is_one_document_with_the_promised_fields(
 ) -> None:
     data, out = write_data(tmp_path), tmp_path / "out"
 
-    run = edgekit(
-        "build", model, "--profile", "generic-x86_64", "--data", data, "--out", out, "--json"
-    )
+    run = edgekit("build", model, "--profile", HERE, "--data", data, "--out", out, "--json")
 
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
@@ -102,13 +100,13 @@ def test_a_board_that_cannot_be_built_for_does_not_stop_the_others(
     write_dense(model)
 
     run = edgekit(
-        *("build", model, "--profile", "jetson", "--profile", "generic-x86_64"),
+        *("build", model, "--profile", "jetson", "--profile", HERE),
         *("--out", tmp_path, "--json"),
     )
 
     assert run.returncode == 3
     document = json.loads(run.stdout)
-    assert [found["profile"] for found in document["bundles"]] == ["generic-x86_64"]
+    assert [found["profile"] for found in document["bundles"]] == [HERE]
     assert [failed["profile"] for failed in document["failed"]] == ["jetson"]
     assert "error: profile jetson" in run.stderr
     assert "hint:" in run.stderr
@@ -182,7 +180,7 @@ def test_bad_input_ends_in_one_message_its_exit_code_and_no_file(
     path, options = prepare(tmp_path)
     out = tmp_path / "out"
 
-    run = edgekit("build", path, "--profile", "generic-x86_64", "--out", out, *options)
+    run = edgekit("build", path, "--profile", HERE, "--out", out, *options)
 
     assert run.returncode == code
     assert message in run.stderr
@@ -193,7 +191,7 @@ def test_bad_input_ends_in_one_message_its_exit_code_and_no_file(
 def test_a_full_disk_leaves_nothing_half_written(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
-    run = edgekit_with_small_files(56, "build", model, "--profile", "generic-x86_64", "--out", out)
+    run = edgekit_with_small_files(56, "build", model, "--profile", HERE, "--out", out)
 
     assert run.returncode == 2
     assert "cannot be written: File too large" in run.stderr
@@ -207,7 +205,7 @@ def test_a_refused_gate_is_exit_code_3(model: Path, tmp_path: Path) -> None:
 
     run = CliRunner().invoke(
         build,
-        [str(model), "--profile", "generic-x86_64", "--recipe", str(recipe), "--json"],
+        [str(model), "--profile", HERE, "--recipe", str(recipe), "--json"],
     )
 
     assert isinstance(run.exception, GateRefused)
@@ -324,9 +322,9 @@ def test_a_bundle_is_shown_with_its_signature_and_evidence(edgekit: Run, tmp_pat
     write_dense(model)
     pictures, labels = images()
     data = write_data(tmp_path, image=pictures.reshape(-1, 64), labels=labels)
-    edgekit("build", model, "--profile", "generic-x86_64", "--data", data, "--out", tmp_path)
+    edgekit("build", model, "--profile", HERE, "--data", data, "--out", tmp_path)
 
-    run = edgekit("inspect", tmp_path / "dense-0.1.0-generic-x86_64.edge")
+    run = edgekit("inspect", tmp_path / f"dense-0.1.0-{HERE}.edge")
 
     assert "trusted here" in run.stdout
     assert "executed" in run.stdout

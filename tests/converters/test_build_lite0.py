@@ -14,7 +14,7 @@ from edgekit_converters.demo.photos import write_photos
 from edgekit_converters.targets.tensorrt import graph_lint
 from edgekit_runtime.engines import ENGINES
 from edgekit_runtime.engines.batches import run_all
-from tests.converters.building import build_for
+from tests.converters.building import HERE, build_for
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def test_int8_keeps_the_answers_of_a_real_classifier(
 ) -> None:
     model, data = assets
 
-    found = build_for("generic-x86_64", model, tmp_path, data=data)
+    found = build_for(HERE, model, tmp_path, data=data)
 
     best, parent = found.variants
     assert (best.name, parent.name) == ("int8", "float")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgekit_converters import plots
 from edgekit_converters.plots import Axis, Point
 from edgekit_converters.thumbnails import as_pixels
-from tests.converters.building import build_for, write_data, write_model
+from tests.converters.building import HERE, build_for, write_data, write_model
 
 VALUES = st.floats(-1e6, 1e6)
 POINTS = st.lists(
@@ -84,7 +84,7 @@ def test_an_input_is_shown_where_it_has_the_shape_of_a_picture(
 def test_a_name_of_a_model_file_cannot_become_markup(tmp_path: Path) -> None:
     model = write_model(tmp_path, name="<img src=x onerror=alert(1)>")
 
-    found = build_for("generic-x86_64", model, tmp_path, data=write_data(tmp_path))
+    found = build_for(HERE, model, tmp_path, data=write_data(tmp_path))
 
     assert found.report is not None
     assert "<img src=x" not in found.report.read_text()
