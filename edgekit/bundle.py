@@ -7,7 +7,6 @@ Trust is a second question that `verify` answers: a bundle can be whole and stil
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import shutil
 import stat
@@ -53,7 +52,7 @@ class Bundle:
         self._source = source
         sizes = source.sizes()
         if MANIFEST not in sizes:
-            raise BundleError(f"there is no {MANIFEST}")
+            raise BundleError(f"there is no {MANIFEST}: this is not a bundle")
         raw = self._bytes(MANIFEST, limit=manifest.MAX_MANIFEST_BYTES)
         self.manifest: Manifest = manifest.decode(raw)
         self.digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
@@ -223,10 +222,17 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._sizes: dict[str, int] = {}
+        if not (path / MANIFEST).exists():
+            raise BundleError(f"this folder is not a bundle: it has no {MANIFEST}")
         for file in path.rglob("*"):
-            status = file.lstat()
+            try:
+                status = file.lstat()
+            except OSError as e:
+                raise BundleError(f"{file} cannot be read: {e.strerror}") from e
             if stat.S_ISDIR(status.st_mode):
                 continue
+            if len(self._sizes) == container.MAX_ENTRIES:
+                raise BundleError(f"the folder holds more than {container.MAX_ENTRIES} files")
             name = file.relative_to(path).as_posix()
             if not stat.S_ISREG(status.st_mode):
                 raise BundleError(f"{name!r} is not a plain file")
@@ -234,7 +240,6 @@ class Folder:
                 raise BundleError(f"{name!r} is larger than {container.MAX_ENTRY_BYTES} bytes")
             self._sizes[name] = status.st_size
         container.check_names(self._sizes)
-        self._maps: list[mmap.mmap] = []
 
     def sizes(self) -> dict[str, int]:
         return self._sizes
@@ -242,15 +247,17 @@ class Folder:
     def view(self, name: str) -> memoryview:
         if self._sizes[name] == 0:
             return memoryview(b"")
-        mapped = container.open_map(self._path / name)
-        self._maps.append(mapped)
-        return memoryview(mapped)
+        try:
+            # The view alone holds the map: one kept for each entry would use up the descriptors.
+            return memoryview(container.open_map(self._path / name))
+        except BundleError as e:
+            raise BundleError(f"{name}: {e}") from e
 
     def path(self, name: str) -> Path:
         return self._path / name
 
     def close(self) -> None:
-        self._maps.clear()
+        """Nothing stays open between two views."""
 
 
 def write(

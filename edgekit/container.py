@@ -145,13 +145,13 @@ def open_map(path: Path) -> mmap.mmap:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as e:
-        raise BundleError(f"{path} cannot be opened: {e.strerror}") from e
+        raise BundleError(f"cannot be opened: {e.strerror}") from e
     try:
         if os.fstat(descriptor).st_size == 0:
-            raise BundleError(f"{path} is empty")
+            raise BundleError("is empty")
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as e:
-        raise BundleError(f"{path} cannot be mapped: {e}") from e
+        raise BundleError(f"cannot be mapped: {e}") from e
     finally:
         os.close(descriptor)
 

@@ -55,7 +55,16 @@ def parse(text: str, *, what: str, error: type[UsageError]) -> Any:
     except RecursionError as e:
         raise error(f"{what} is nested deeper than {MAX_DEPTH}") from e
     except (yaml.YAMLError, ValueError) as e:
-        raise error(f"{what} is not valid YAML: {e}") from e
+        raise error(f"{what} is not valid YAML: {_on_one_line(e)}") from e
+
+
+def _on_one_line(e: Exception) -> str:
+    """What is wrong and where; YAML's own errors draw a picture of the place."""
+    mark, problem = getattr(e, "problem_mark", None), getattr(e, "problem", None)
+    if mark is None or problem is None:
+        return str(e)
+    words = ", ".join(filter(None, (getattr(e, "context", None), problem)))
+    return f"line {mark.line + 1}, column {mark.column + 1}: {words}"
 
 
 def _check(node: yaml.Node, loader: yaml.SafeLoader, *, seen: set[int], depth: int) -> None:

@@ -14,11 +14,12 @@ import msgspec
 
 from edgekit import signing
 from edgekit.bundle import Bundle
-from edgekit.errors import EdgekitError, ModelError, UntrustedError
+from edgekit.errors import BundleError, EdgekitError, ModelError, UntrustedError
 from edgekit.registry import load
 
 _MODEL = "edgekit_converters.inspect:inspect_model"
 _ROWS = "edgekit_converters.inspect:rows"
+REPORT = "reports/report.json"
 _ZIP = b"PK\x03\x04"
 
 
@@ -57,8 +58,8 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "manifest": msgspec.to_builtins(bundle.manifest),
         "report": None,
     }
-    if "reports/report.json" in bundle.names():
-        facts["report"] = msgspec.json.decode(bundle.read("reports/report.json"))
+    if REPORT in bundle.names():
+        facts["report"] = _report(bundle)
     return facts
 
 
@@ -73,7 +74,8 @@ def bundle_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     for title in ("inputs", "outputs"):
         lines += [(title[:-1], _tensor(spec)) for spec in manifest["model"][title]]
-    measured = {v["name"]: v for v in (facts["report"] or {}).get("variants", [])}
+    report = msgspec.convert(facts["report"] or {}, _Report)
+    measured = {variant.name: variant for variant in report.variants}
     for variant in manifest["variants"]:
         size = manifest["entries"][variant["artifact"]]["size_bytes"]
         text = f"{variant['name']}: {variant['precision']} in {variant['engine']}"
@@ -83,18 +85,41 @@ def bundle_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
+class _VariantReport(msgspec.Struct, frozen=True):
+    name: str
+    evidence: str
+    speedup: float | None = None
+    agreement: float | None = None
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """`reports/report.json`, as far as it is told here."""
+
+    variants: tuple[_VariantReport, ...] = ()
+
+
+def _report(bundle: Bundle) -> Any:
+    """The whole report; it may be a stranger's, so it is checked as far as it is read."""
+    try:
+        found = msgspec.json.decode(bundle.read(REPORT))
+        msgspec.convert(found, _Report)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
+        raise BundleError(f"{bundle.path}: {REPORT} is not a report: {e}") from e
+    return found
+
+
 def _tensor(spec: dict[str, Any]) -> str:
     return f"{spec['name']} {spec['datatype']} {list(spec['shape'])}"
 
 
-def _measured(variant: dict[str, Any] | None) -> str:
+def _measured(variant: _VariantReport | None) -> str:
     if variant is None:
         return ""
-    text = f", {variant['evidence']}"
-    if variant["speedup"] is not None:
-        text += f", {variant['speedup']:.2f}x float"
-    if variant["agreement"] is not None:
-        text += f", agreement {variant['agreement']:.3f}"
+    text = f", {variant.evidence}"
+    if variant.speedup is not None:
+        text += f", {variant.speedup:.2f}x float"
+    if variant.agreement is not None:
+        text += f", agreement {variant.agreement:.3f}"
     return text
 
 

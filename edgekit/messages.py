@@ -168,7 +168,7 @@ class Reported(Message, frozen=True, kw_only=True):
 
     boot: Boot
     at: Count
-    serial: Annotated[int, msgspec.Meta(ge=0)]
+    serial: Count
     models: dict[ModelName, ModelState] = {}
     trains: tuple[ModelName, ...] = ()
 

@@ -32,6 +32,7 @@ from edgekit.structs import Strict
 ENTRY = "signature.sigstore.json"
 KEY_FILE = "edgekit.key"
 PUBLIC_FILE = "edgekit.pub"
+MAX_KEY_BYTES = 64 << 10
 
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -60,7 +61,7 @@ class PublicKey:
     def read(cls, path: Path) -> PublicKey:
         """Read a PEM file, raising `ConfigError` where it holds no P-256 public key."""
         try:
-            key = serialization.load_pem_public_key(path.read_bytes())
+            key = serialization.load_pem_public_key(_pem(path))
         except OSError as e:
             raise ConfigError(f"public key {path} cannot be read: {e.strerror}") from e
         except (ValueError, UnsupportedAlgorithm) as e:
@@ -97,7 +98,7 @@ class SigningKey:
                 raise ConfigError(
                     f"private key {path} can be read by others", hint=f"chmod 600 {path}"
                 )
-            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+            key = serialization.load_pem_private_key(_pem(path), password=None)
         except OSError as e:
             raise ConfigError(f"private key {path} cannot be read: {e.strerror}") from e
         except (ValueError, TypeError, UnsupportedAlgorithm) as e:
@@ -118,6 +119,12 @@ class SigningKey:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
+
+
+def _pem(path: Path) -> bytes:
+    """The content of a key file, and no more of any other file than a key can have."""
+    with path.open("rb") as file:
+        return file.read(MAX_KEY_BYTES)
 
 
 def new_pair(folder: Path) -> tuple[Path, Path]:

@@ -65,7 +65,7 @@ def unpack(frame: bytes, header: type[H], *, max_bytes: int, what: str) -> tuple
         (length,) = struct.unpack_from("<Q", raw)
         metadata = msgspec.json.decode(raw[8 : 8 + length], type=_Head).metadata
         return msgspec.json.decode(metadata["header"].encode(), type=header), arrays
-    except (struct.error, KeyError, msgspec.MsgspecError) as e:
+    except (struct.error, KeyError, msgspec.MsgspecError, RecursionError) as e:
         raise MessageError(f"{what} has no valid header: {e}") from e
 
 

@@ -47,7 +47,15 @@ def measure(folder: Path, *, crops: int) -> dict[str, Any]:
     load = os.getloadavg()[0]
     started = time.monotonic()
     command = [
-        *(sys.executable, "-c", START, "build", str(model), "--profile", f"generic-{platform.machine()}"),
+        *(
+            sys.executable,
+            "-c",
+            START,
+            "build",
+            str(model),
+            "--profile",
+            f"generic-{platform.machine()}",
+        ),
         *("--data", str(data), "--out", str(folder), "--json"),
     ]
     run = subprocess.run(command, stdout=subprocess.PIPE, check=True)

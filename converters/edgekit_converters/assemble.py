@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit import bundle, manifest, storage, tensors
-from edgekit.manifest import Manifest, Model, Pipeline, Variant
+from edgekit.manifest import Golden, Manifest, Model, Pipeline, Variant
 from edgekit.profile import Placement
 from edgekit_converters import evidence, golden, page, report, train
 from edgekit_converters.artefact import Made
@@ -115,28 +115,37 @@ def _manifest(workshop: Workshop, findings: Findings, artifacts: Mapping[str, st
         ),
         pipeline=Pipeline(pre=workshop.recipe.preprocess, post=workshop.recipe.postprocess),
         variants=tuple(
-            _variant(name, made, artifact=artifacts[name], scale=scale, findings=findings)
+            Variant(
+                name=name,
+                artifact=artifacts[name],
+                engine=made.engine.name,
+                accelerator=made.engine.accelerator,
+                precision=made.precision,
+                options=made.options,
+                needs=made.needs,
+                placement=_placement(made, findings),
+                golden=_tolerances(workshop, name, made, scale=scale),
+            )
             for name, made in findings.variants.items()
         ),
         tools=evidence.tools(formats=[workshop.source.format]),
     )
 
 
-def _variant(name: str, made: Made, *, artifact: str, scale: float, findings: Findings) -> Variant:
-    engine = made.engine
-    return Variant(
-        name=name,
-        artifact=artifact,
-        engine=engine.name,
-        accelerator=engine.accelerator,
-        precision=made.precision,
-        options=made.options,
-        needs=made.needs,
-        placement=Placement() if engine.accelerator == "cpu" else findings.profile.placement,
-        golden=golden.tolerances(
-            outputs=golden.entry_of(name) if made.evidence == "executed" else None,
-            scale=scale,
-            largest_error=made.largest_error,
-            quantised=made.quantised,
-        ),
+def _placement(made: Made, findings: Findings) -> Placement:
+    return Placement() if made.engine.accelerator == "cpu" else findings.profile.placement
+
+
+def _tolerances(workshop: Workshop, name: str, made: Made, *, scale: float) -> Golden:
+    if made.evidence != "executed":
+        return golden.tolerances(outputs=None, scale=scale, largest_error=made.largest_error)
+    rounding = None
+    if made.quantised:
+        second = workshop.second_opinion(made.path, engine=made.engine.name)
+        rounding = golden.rounding_of(made.answers.golden, second)
+    return golden.tolerances(
+        outputs=golden.entry_of(name),
+        scale=scale,
+        largest_error=made.largest_error,
+        rounding=rounding,
     )

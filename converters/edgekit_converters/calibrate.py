@@ -63,6 +63,9 @@ class Calibrator:
     def ranges(self, method: Method, *, percentile: float = 99.99) -> dict[str, Range]:
         """Lowest and highest value to represent, by tensor.
 
+        A tensor that took an infinite value (a mask of attention, say), or none that is a number,
+        has no range.
+
         - `minmax`: the extremes that were seen.
         - `percentile`: what leaves `(100 - percentile) / 2` per cent of values outside on either
           side.
@@ -93,7 +96,8 @@ class Calibrator:
                     elif name.endswith(_MAX):
                         tensor = name.removesuffix(_MAX)
                         highs[tensor] = max(highs.get(tensor, -np.inf), float(value))
-            self._extremes = {name: (lows[name], highs[name]) for name in lows}
+            found = {name: (lows[name], highs[name]) for name in lows}
+            self._extremes = {name: seen for name, seen in found.items() if np.isfinite(seen).all()}
         return self._extremes
 
     def _observe_histograms(self) -> dict[str, Histogram]:

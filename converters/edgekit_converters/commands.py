@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from edgekit.errors import (
     ProfileError,
     StorageError,
 )
-from edgekit.manifest import Version
+from edgekit.manifest import ModelName, Version
 
 if TYPE_CHECKING:
     from edgekit_converters.report import BundleReport
@@ -98,7 +99,10 @@ def build(
     recipe = recipe_.Recipe() if recipe_file is None else recipe_.read(recipe_file)
     signer = signing.own_key() if key is None else signing.SigningKey.read(key)
     order = Order(
-        name=name or default_name(model), version=_checked_version(version), key=signer, out=out
+        name=_checked_name(name or default_name(model)),
+        version=_checked_version(version),
+        key=signer,
+        out=out,
     )
     _make_folder(out)
     console = Console(quiet=as_json)
@@ -214,9 +218,20 @@ def _print(value: object) -> None:
 
 
 def default_name(model: Path) -> str:
-    """A model's name from its file's: lower case, other characters as dashes."""
-    name = _UNNAMEABLE.sub("-", model.stem.lower()).strip("-._")[:63]
+    """A model's name from its file's: lower case without accents, other characters as dashes."""
+    plain = unicodedata.normalize("NFKD", model.stem).encode("ascii", "ignore").decode()
+    name = _UNNAMEABLE.sub("-", plain.lower()).strip("-._")[:63]
     return name or "model"
+
+
+def _checked_name(name: str) -> str:
+    try:
+        return msgspec.convert(name, ModelName)
+    except msgspec.ValidationError as e:
+        raise click.BadParameter(
+            f"{name!r} must be 1 to 63 of a-z, 0-9, '.', '_' and '-', a letter or digit first",
+            param_hint="--name",
+        ) from e
 
 
 def _checked_version(version: str) -> str:

@@ -57,18 +57,25 @@ class Console:
             self._line(f"  report     {found.report}")
 
     def list_profiles(self, found: Sequence[DeviceProfile]) -> None:
-        """Boards with their engines and what was run for each."""
+        """Boards with their engines and what was run for each, in 80 columns."""
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("name", "board", "architecture", "engines", "evidence"):
-            table.add_column(column, no_wrap=column in ("name", "evidence"))
+        for column in ("name", "arch", "engines", "evidence"):
+            table.add_column(column, no_wrap=column != "engines")
         for profile in found:
-            engines = ", ".join(f"{e.name} {e.version} ({e.accelerator})" for e in profile.engines)
             evidence = profile.quality.evidence
-            table.add_row(profile.name, profile.title, profile.architecture, engines, evidence)
+            table.add_row(profile.name, profile.architecture, _engines(profile), evidence)
         self._results.print(table)
 
     def _line(self, text: str, *, style: str | None = None) -> None:
         self._results.print(text, markup=False, style=style, soft_wrap=True)
+
+
+def _engines(profile: DeviceProfile) -> str:
+    """Each engine once, with what it runs on."""
+    places: dict[str, list[str]] = {}
+    for engine in profile.engines:
+        places.setdefault(engine.name, []).append(engine.accelerator)
+    return ", ".join(f"{name} ({', '.join(found)})" for name, found in places.items())
 
 
 def _described(variant: VariantReport) -> str:

@@ -176,7 +176,10 @@ def _read_onnx(path: Path, weights: Path | None) -> OnnxSource:
 
 def _read_weights(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        if path.stat().st_size > MAX_SOURCE_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"weights {path} is not a file", hint="name a .safetensors file")
+        if status.st_size > MAX_SOURCE_BYTES:
             raise DataError(f"{path} has more than {MAX_SOURCE_BYTES} bytes")
         return tensors.decode(path.read_bytes(), what=str(path))
     except OSError as e:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -133,6 +134,14 @@ class Workshop:
                 session.close()
         return self._answers[key]
 
+    def second_opinion(self, artifact: Path, *, engine: str) -> Arrays:
+        """What an artefact answers to the golden samples with the engine's plainest kernels."""
+        session = ENGINES.get(engine).open(artifact, options={"reference_kernels": True})
+        try:
+            return run_all(session, self.parts.golden.arrays, max_batch=_BATCH)
+        finally:
+            session.close()
+
     def _run(self, session: Session) -> Answers:
         evaluation = self.parts.evaluation
         return Answers(
@@ -185,6 +194,7 @@ class Workshop:
             session = self._open_source()
             try:
                 golden = run_all(session, self.parts.golden.arrays, max_batch=_BATCH)
+                _require_numbers(golden, what=str(self.source.path))
                 self.parts = _bounded(self.parts, golden)
                 return self._run(session)
             finally:
@@ -200,6 +210,16 @@ class Workshop:
             return ENGINES.get("litert").open(self.source.path, options={"threads": 1})
         path = self.write(fixed(self.source.model, self.shapes), "source")
         return ENGINES.get("onnxruntime").open(path, options=cpu_options(threads=1))
+
+
+def _require_numbers(golden: Arrays, *, what: str) -> None:
+    """Refuse a source whose own answers nothing can be compared with."""
+    for name, array in golden.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ModelError(
+                f"{what}: its output {name!r} holds NaN or an infinite value on the golden samples",
+                hint="check its weights, and that the data is prepared as the model expects",
+            )
 
 
 def _bounded(parts: Parts, golden: Arrays) -> Parts:

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import msgspec
 
+from edgekit import storage
 from edgekit.bundle import Bundle
-from edgekit.errors import BuildError, BundleError, FleetError, StorageError
+from edgekit.errors import BuildError, BundleError, FleetError
 from edgekit.manifest import Version
 
 REPORT = "reports/report.json"
@@ -128,10 +129,7 @@ class Builder:
     def folder(self, series: int) -> Path:
         """Where a series keeps its files."""
         folder = self._state / str(series)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise StorageError(f"{folder} cannot be made: {e.strerror}") from e
+        storage.make_folder(folder)
         return folder
 
     def build(self, order: Order, *, folder: Path, closing: threading.Event) -> Path:
@@ -143,15 +141,18 @@ class Builder:
         """
         log = folder / "build.log"
         command = _command(order, key=self.require_key(), out=folder)
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                start_new_session=True,
-            )
-            output = _await(process, closing=closing)
+        try:
+            with log.open("wb") as stderr:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    start_new_session=True,
+                )
+                output = _await(process, closing=closing)
+        except OSError as e:
+            raise BuildError(f"the build could not be run, with its log {log}: {e}") from e
         if process.returncode != 0:
             raise BuildError(
                 f"the build ended with code {process.returncode}: {_last_line(log)}",

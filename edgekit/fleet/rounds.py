@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 # Updates that wait for aggregation; more hold the link back, so memory stays bounded.
 _QUEUE_LENGTH = 2
 _POLL_S = 0.2
+# Answers that wait when a round closes are noted as late; whoever goes on sending is not heard.
+_LATE_MS = 1000
 _INTERRUPTED = "the coordinator was restarted while it ran"
 
 
@@ -226,6 +228,8 @@ class Rounds:
                 if self._clock.now_ms() > current.opened.closes_at:
                     return
                 continue
+            if self._clock.now_ms() > current.opened.closes_at + _LATE_MS:
+                return
             if (topic.site, topic.round) != (site, current.opened.round):
                 continue
             answer = current.take(topic.device, payload, now_ms=self._clock.now_ms())

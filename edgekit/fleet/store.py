@@ -229,21 +229,29 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction that commits at the end of the block, or leaves no trace."""
-        with self._engine.connect().execution_options(edgekit_write=True) as connection:
-            try:
-                with connection.begin():
-                    yield connection
-            except sa.exc.DBAPIError as e:
-                raise StorageError(
-                    f"the coordinator's store cannot be written: {e.orig}",
-                    hint="check free space and permissions of the state folder",
-                ) from e
+        try:
+            with (
+                self._engine.connect().execution_options(edgekit_write=True) as connection,
+                connection.begin(),
+            ):
+                yield connection
+        except sa.exc.DBAPIError as e:
+            raise StorageError(
+                f"the coordinator's store cannot be written: {e.orig}",
+                hint="check free space and permissions of the state folder",
+            ) from e
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """One consistent view; a writer does not wait for it."""
-        with self._engine.connect() as connection, connection.begin():
-            yield connection
+        try:
+            with self._engine.connect() as connection, connection.begin():
+                yield connection
+        except sa.exc.DBAPIError as e:
+            raise StorageError(
+                f"the coordinator's store cannot be read: {e.orig}",
+                hint="check the disk and the permissions of the state folder",
+            ) from e
 
     def close(self) -> None:
         self._engine.dispose()

@@ -13,6 +13,9 @@ from edgekit.messages import ModelFigures, Telemetry
 
 Key = tuple[str, str, str]
 
+# The largest sum that a database column holds; a device that tells nonsense must not break it.
+_MOST = (1 << 63) - 1
+
 
 class Total(msgspec.Struct, kw_only=True):
     """Running sums of one variant; times in microseconds, `latency_us` by bucket."""
@@ -24,12 +27,12 @@ class Total(msgspec.Struct, kw_only=True):
     latency_us: dict[int, int] = {}
 
     def add(self, other: Total | ModelFigures) -> None:
-        self.requests += other.requests
-        self.errors += other.errors
-        self.rejected += other.rejected
-        self.engine_us += other.engine_us
+        self.requests = _sum(self.requests, other.requests)
+        self.errors = _sum(self.errors, other.errors)
+        self.rejected = _sum(self.rejected, other.rejected)
+        self.engine_us = _sum(self.engine_us, other.engine_us)
         for bucket, count in other.latency_us.items():
-            self.latency_us[bucket] = self.latency_us.get(bucket, 0) + count
+            self.latency_us[bucket] = _sum(self.latency_us.get(bucket, 0), count)
 
 
 class Sums:
@@ -102,6 +105,10 @@ def _view(key: Key, total: Total) -> VariantView:
         p50_ms=histogram.quantile_ms(total.latency_us, 0.5),
         p99_ms=histogram.quantile_ms(total.latency_us, 0.99),
     )
+
+
+def _sum(a: int, b: int) -> int:
+    return min(a + b, _MOST)
 
 
 def _key(row: store.Row) -> Key:

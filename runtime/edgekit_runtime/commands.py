@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import platform
 import signal
 import tempfile
@@ -190,8 +191,8 @@ def bench(
     from edgekit_runtime.opening import open_trusted, run_cache
 
     logs.configure(json_lines=as_json, level=logging.WARNING)
-    if seconds <= 0 or runs < 1:
-        raise UsageError("--seconds must be above 0 and --runs at least 1")
+    if not 0 < seconds < math.inf or runs < 1:
+        raise UsageError("--seconds must be a number above 0 and --runs at least 1")
     trusted = signing.trusted_keys(trust)
     found: list[benches.Subject | benches.Skipped] = []
     for path in paths:

@@ -180,7 +180,8 @@ def read(path: Path) -> Config:
         ConfigError: the file cannot be read, is not TOML, or has a wrong or unknown field.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as e:
         raise ConfigError(
             f"configuration {path} cannot be read: {e.strerror}", hint="--config FILE names another"
@@ -191,7 +192,7 @@ def read(path: Path) -> Config:
 def decode(raw: bytes, *, what: str) -> Config:
     """The configuration in TOML text; `what` names it in messages."""
     if len(raw) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{what} has {len(raw)} bytes, at most {MAX_CONFIG_BYTES}")
+        raise ConfigError(f"{what} has more than {MAX_CONFIG_BYTES} bytes")
     try:
         tree = tomllib.loads(raw.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:

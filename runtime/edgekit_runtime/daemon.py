@@ -14,7 +14,6 @@ import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from random import Random
-from typing import Any
 
 from edgekit import storage
 from edgekit.clock import Clock, SystemClock
@@ -29,7 +28,7 @@ from edgekit_runtime.lock import StateLock
 from edgekit_runtime.serving import address
 from edgekit_runtime.serving.address import Address, Unix
 from edgekit_runtime.serving.models import Models, Served
-from edgekit_runtime.serving.server import Server
+from edgekit_runtime.serving.server import Server, new_event_loop
 from edgekit_runtime.slots import Slots
 from edgekit_runtime.telemetry import LEVELS, Level
 from edgekit_runtime.trainer import Trainer
@@ -169,7 +168,7 @@ class Daemon:
 def serve(config: Config) -> None:
     """Run the daemon until SIGTERM or SIGINT."""
     daemon = Daemon(config, clock=SystemClock(), rng=Random())  # noqa: S311 - spreads repetitions
-    loop = _new_loop()
+    loop = new_event_loop()
     try:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -198,11 +197,3 @@ def _addresses(config: Config) -> Sequence[Address]:
         storage.make_folder(config.serve.unix.parent)
         found.append(Unix(config.serve.unix))
     return found
-
-
-def _new_loop() -> Any:
-    try:
-        import uvloop  # not on every board
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()

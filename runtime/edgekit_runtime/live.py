@@ -51,6 +51,10 @@ class Serving(Protocol[S]):
         """Make it visible, in place of another version of the same model."""
         ...
 
+    def discard(self, served: S) -> None:
+        """Give back what a loaded version holds that is not going to serve."""
+        ...
+
 
 class Active(NamedTuple):
     """What serves of one model, and where its files lie."""
@@ -114,6 +118,10 @@ class Live(Generic[S]):
         self._serving.activate(loaded.served, replace=True)
         self._loaded[model] = loaded
         self._since[model] = self._clock.monotonic()
+
+    def discard(self, loaded: Loaded[S]) -> None:
+        """Close a loaded version that is not going to serve."""
+        self._serving.discard(loaded.served)
 
     def active(self, model: str) -> Active | None:
         """What serves of a model."""

@@ -57,10 +57,7 @@ def open_trusted(
         opened = _reopen(folder, trusted=trusted, insecure=insecure)
         if opened is not None:
             return opened
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise StorageError(f"{folder.parent} cannot be made: {e.strerror}") from e
+        storage.make_folder(folder.parent)
         try:
             packed.unpack(folder)
         except StorageError:

@@ -77,6 +77,12 @@ class Slots:
         """Empty a slot that no record names any more."""
         shutil.rmtree(self.folder(model, slot), ignore_errors=True)
 
+    def clear_unnamed(self, model: str, record: Record) -> None:
+        """Empty every slot that a model's record does not name."""
+        for slot in SLOTS:
+            if slot not in record.slots:
+                self.clear(model, slot)
+
     def install(self, model: str, slot: SlotName, bundle: Bundle) -> None:
         """Unpack a bundle into an empty slot."""
         bundle.unpack(self.folder(model, slot))
@@ -87,10 +93,7 @@ class Slots:
             folder = self._models / model
             for path in folder.glob(".*.tmp"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            held = self.read(model).slots
-            for slot in SLOTS:
-                if slot not in held:
-                    self.clear(model, slot)
+            self.clear_unnamed(model, self.read(model))
 
     def ask_rollback(self, model: str) -> None:
         """Leave word that the previous version is wanted; the daemon takes it up."""

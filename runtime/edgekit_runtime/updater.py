@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -177,6 +178,9 @@ class Updater(Generic[S]):
         except UpdateFailed as e:
             self._fail(model, e.reason, str(e))
         except StorageError as e:
+            if record.state is State.ACTIVE:
+                # It serves, and the disk is not its fault: the verdict waits.
+                raise
             self._fail(model, Reason.DISK_FULL, str(e))
         except Exception as e:  # this update ends; the daemon goes on serving
             log.exception("update step failed", extra={"model": model})
@@ -232,9 +236,10 @@ class Updater(Generic[S]):
 
     def _probe(self, model: str, record: Record, wish: Update) -> bool:
         folder = self._slots.folder(model, wish.slot or record.free)
-        loaded = self._bounded(State.PROBING, lambda: self._live.load(folder))
-        self._write(model, update.activated(record))
-        self._show(model, loaded)
+        loaded = self._bounded(
+            State.PROBING, lambda: self._live.load(folder), late=self._live.discard
+        )
+        self._switch(model, update.activated(record), loaded)
         return True
 
     def _judge(self, model: str, record: Record, wish: Update) -> bool:
@@ -262,8 +267,7 @@ class Updater(Generic[S]):
             loaded = self._live.load(self._slots.folder(model, record.previous))
         except UpdateFailed as e:
             raise UpdateFailed(reason, f"{detail}; the previous version fails: {e}") from e
-        self._write(model, update.rolled_back(record, reason, detail))
-        self._show(model, loaded)
+        self._switch(model, update.rolled_back(record, reason, detail), loaded)
         self._tell("rolled_back", model, reason, detail)
 
     def _go_back_as_asked(self, model: str) -> None:
@@ -304,49 +308,65 @@ class Updater(Generic[S]):
         elif reason is Reason.SLOT_DAMAGED:
             self._write_if_possible(model, update.lost(record, detail))
 
+    def _switch(self, model: str, record: Record, loaded: Loaded[S]) -> None:
+        """Let another version serve, once the record says so."""
+        try:
+            self._write(model, record)
+        except StorageError:
+            self._live.discard(loaded)
+            raise
+        self._show(model, loaded)
+
     def _show(self, model: str, loaded: Loaded[S]) -> None:
         self._live.show(model, loaded)
         self._changed()
 
     def _fail(self, model: str, reason: Reason, detail: str) -> None:
         self._progress.pop(model, None)
-        self._write(model, update.failed(self._record(model), reason, detail))
+        record = update.failed(self._record(model), reason, detail)
+        self._write(model, record)
+        # Else what was staged takes the room that the next download needs.
+        self._slots.clear_unnamed(model, record)
         self._tell("update_failed", model, reason, detail)
 
     def _tell(self, kind: str, model: str, reason: Reason, detail: str) -> None:
         level: Level = "warning" if kind == "rolled_back" else "error"
         self._events(kind, f"{model}: {detail}", level=level, model=model, reason=reason.value)
 
-    def _bounded(self, state: State, work: Callable[[], T]) -> T:
+    def _bounded(
+        self, state: State, work: Callable[[], T], *, late: Callable[[T], None] | None = None
+    ) -> T:
         """Run `work` in a thread of its own and wait no longer than the state's limit.
 
         An engine that hangs cannot be stopped from outside: its thread is left alone, and the
-        version that serves goes on.
+        version that serves goes on. Should it end after all, `late` takes what came of it.
         """
         limit_s, timeout = update.limit(state, self._limits)
-        outcome: list[T | BaseException] = []
+        outcome: Future[T] = Future()
 
         def run() -> None:
             try:
-                outcome.append(work())
+                outcome.set_result(work())
             except BaseException as e:  # noqa: BLE001 - raised again where it is waited for
-                outcome.append(e)
+                outcome.set_exception(e)
 
-        thread = threading.Thread(target=run, name=f"update-{state.value}", daemon=True)
-        thread.start()
-        thread.join(limit_s)
-        if not outcome:
+        threading.Thread(target=run, name=f"update-{state.value}", daemon=True).start()
+        wait([outcome], limit_s)
+        if not outcome.done():
+            if late is not None:
+                outcome.add_done_callback(lambda done: done.exception() or late(done.result()))
             raise UpdateFailed(timeout, f"{state.value} took longer than {limit_s:g} s")
-        result = outcome[0]
-        if isinstance(result, BaseException):
-            raise result
-        return result
+        return outcome.result()
 
     def _stops(self, wait_s: float) -> bool:
         """Wait, and say whether to stop: the daemon ends, or something else is wanted."""
-        if wait_s:
-            self._wake.wait(wait_s)
-        return self._stopping or self._desired.is_offered
+        if wait_s and self._wake.wait(wait_s):
+            # A wake for a wish that was taken already must not cut every later wait short.
+            self._wake.clear()
+        stops = self._stopping or self._desired.is_offered
+        if stops:
+            self._wake.set()
+        return stops
 
     def _parts_in_use(self) -> set[str]:
         wishes = [r.update for r in self._records.values() if r.state in update.REPLACEABLE]

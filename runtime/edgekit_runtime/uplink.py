@@ -59,6 +59,7 @@ class Uplink:
         self._report: Callable[[], Reported] | None = None
         self._want: Callable[[Desired], None] | None = None
         self._trainer: Trainer | None = None
+        self._closing = False
         self._outbox = Outbox(
             config.state.folder / OUTBOX,
             boot=boot,
@@ -76,7 +77,7 @@ class Uplink:
             clock=clock,
         )
         self.events = self._reporter.event
-        filters = [self._topic(topics.DESIRED), self._topic(topics.ACK)]
+        filters = [self._topic(leaf) for leaf in (topics.DESIRED, topics.ACK, topics.STATUS)]
         if config.training is not None:
             filters.append(topics.every_round_open(self._device.site))
         self.link = MqttLink(
@@ -117,17 +118,21 @@ class Uplink:
     def close(self) -> None:
         """Say what is left to say, say goodbye, disconnect."""
         self._reporter.close()
+        self._closing = True
         self.link.publish(self._topic(topics.STATUS), self._status(online=False), retain=True)
         self.link.close()
         self._outbox.close()
 
     def _connected(self) -> None:
-        self.link.publish(self._topic(topics.STATUS), self._status(online=True), retain=True)
+        self._say_online()
         self.changed()
         self._sender.connected()
         self._reporter.wake()
         if self._trainer is not None:
             self._trainer.connected()
+
+    def _say_online(self) -> None:
+        self.link.publish(self._topic(topics.STATUS), self._status(online=True), retain=True)
 
     def _received(self, topic: str, payload: bytes) -> None:
         try:
@@ -145,6 +150,11 @@ class Uplink:
         elif topic == self._topic(topics.DESIRED):
             if payload and self._want is not None:
                 self._want(messages.decode(payload, Desired, topic=topic))
+        elif topic == self._topic(topics.STATUS):
+            # The last will of a connection that is over may come after this one's status.
+            said = messages.decode(payload, Status, topic=topic) if payload else None
+            if not self._closing and not (said and said.online):
+                self._say_online()
         elif self._trainer is not None:
             _to_trainer(self._trainer, topic, payload)
 

@@ -142,7 +142,7 @@ def test_an_entry_that_differs_is_named(
 
 
 def test_a_file_that_is_missing_empty_or_foreign_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"none\.edge cannot be opened: No such file"):
+    with pytest.raises(BundleError, match=r"none\.edge: cannot be opened: No such file"):
         Bundle.open(tmp_path / "none.edge")
     (tmp_path / "empty.edge").touch()
     with pytest.raises(BundleError, match="is empty"):
@@ -234,6 +234,24 @@ def test_what_an_interrupted_unpacking_left_does_not_hinder_the_next(
 
     assert not left.exists()
     Bundle.open(tmp_path / "slot").close()
+
+
+def test_an_unpacked_bundle_holds_no_file_open(edge: Path, tmp_path: Path) -> None:
+    with Bundle.open(edge) as opened:
+        folder = opened.unpack(tmp_path / "slot")
+    before = len(os.listdir("/proc/self/fd"))
+
+    with Bundle.open(folder) as unpacked:
+        unpacked.tensors(GOLDEN_INPUTS)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_folder_of_too_many_files_is_no_bundle(tmp_path: Path) -> None:
+    for name in (MANIFEST, *map(str, range(container.MAX_ENTRIES))):
+        (tmp_path / name).touch()
+
+    with pytest.raises(BundleError, match="more than 4096 files"):
+        Bundle.open(tmp_path)
 
 
 def test_an_entry_that_is_not_there_is_named(edge: Path) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from edgekit import cli, errors, logs
-from edgekit.clock import ManualClock, SystemClock
+from edgekit.clock import SystemClock
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.registry import Registry, load
+from tests.clock import ManualClock
 
 HEAVY = ["numpy", "msgspec", "cryptography", "yaml", "paho", "onnx", "onnxruntime", "safetensors",
          "importlib.metadata", "asyncio", "sqlalchemy", "rich", "logging"]  # fmt: skip

@@ -100,7 +100,8 @@ def test_a_frame_that_is_cut_or_followed_by_more_is_refused() -> None:
 @pytest.mark.parametrize(
     "metadata",
     [None, {}, {"header": "{}"}, {"header": "not JSON"}, {"header": '{"round":"R 1"}'},
-     {"header": '{"round":"r1","v":2}'}, {"header": "[" * 5000}],
+     {"header": '{"round":"r1","v":2}'}, {"header": "[" * 5000},
+     {"header": '{"round":"r1","new":' + "[" * 5000 + "]" * 5000 + "}"}],
 )  # fmt: skip
 def test_a_frame_without_a_good_header_is_refused(metadata: dict[str, str] | None) -> None:
     frame = zlib.compress(tensors.encode({"a": np.arange(9)}, metadata=metadata))

@@ -201,6 +201,17 @@ def test_another_instruction_set_is_simulated_and_has_no_latency(
     assert all(variant.golden.outputs is None for variant in manifest_of(found).variants)
 
 
+def test_a_source_that_is_quantised_already_is_called_int8(model: Path, tmp_path: Path) -> None:
+    data = write_data(tmp_path)
+    first = build_for(HERE, model, tmp_path, data=data)
+    with Bundle.open(Path(first.path)) as opened:
+        quantised = opened.unpack(tmp_path / "unpacked") / "artifacts" / "int8.onnx"
+
+    again = build_for(HERE, quantised, tmp_path / "again", data=data)
+
+    assert {variant.precision for variant in again.variants} == {"int8"}
+
+
 @pytest.mark.parametrize("name", [HERE, "jetson", "raspberry-pi-5"])
 def test_artefacts_keep_the_caps_of_their_engine(name: str, data: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path, convnet(opset=12, ir=13))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgekit.errors import RecipeError
 from edgekit_converters.data import Samples
 from edgekit_converters.evaluate import MetricName, bootstrap, evaluate
-from edgekit_converters.golden import round_up, tolerances
+from edgekit_converters.golden import round_up, rounding_of, tolerances
 
 
 def samples(count: int, labels: list[int] | None = None) -> Samples:
@@ -119,17 +119,30 @@ def test_rounding_up_never_falls_below_and_stays_close(value: float) -> None:
 
 
 def test_a_variant_that_was_not_executed_has_no_tolerance_of_its_own() -> None:
-    golden = tolerances(outputs=None, scale=1.0, largest_error=0.2, quantised=True)
+    golden = tolerances(outputs=None, scale=1.0, largest_error=0.2)
 
     assert (golden.outputs, golden.atol, golden.rtol) == (None, None, None)
     assert golden.reference_atol == pytest.approx(0.3)
 
 
-@given(scale=st.floats(1e-3, 1e3), error=st.floats(0, 10))
-def test_tolerances_let_the_measured_error_pass(scale: float, error: float) -> None:
-    golden = tolerances(outputs="golden/v", scale=scale, largest_error=error, quantised=True)
+@given(scale=st.floats(1e-3, 1e3), error=st.floats(0, 10), rounding=st.floats(0, 10))
+def test_tolerances_let_what_was_measured_pass(scale: float, error: float, rounding: float) -> None:
+    golden = tolerances(outputs="golden/v", scale=scale, largest_error=error, rounding=rounding)
 
     assert golden.reference_atol * (1 + 1e-8) >= 1.5 * error
     assert golden.atol is not None
-    assert golden.atol * (1 + 1e-8) >= error
+    assert golden.atol * (1 + 1e-8) >= 2 * rounding
     assert golden.reference_atol * (1 + 1e-8) >= scale * 1e-3
+
+
+def test_an_error_against_the_source_does_not_widen_what_a_device_must_reproduce() -> None:
+    golden = tolerances(outputs="golden/v", scale=1.0, largest_error=9.0, rounding=0.1)
+
+    assert golden.atol == pytest.approx(0.2)
+
+
+def test_rounding_is_never_below_two_steps_of_an_output_in_eight_bits() -> None:
+    answers = {"scores": np.linspace(-2, 3, 100, dtype=np.float32)}
+
+    assert rounding_of(answers, answers) == pytest.approx(2 * 5 / 255)
+    assert rounding_of(answers, {"scores": answers["scores"] + 1}) == pytest.approx(1)

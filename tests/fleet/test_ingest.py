@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import messages, topics
-from edgekit.clock import ManualClock
 from edgekit.fleet import ingest as ingest_
-from edgekit.fleet import inventory, store
+from edgekit.fleet import inventory, store, telemetry
 from edgekit.fleet.ingest import Ingest
 from edgekit.fleet.store import Store
+from edgekit.fleet.telemetry import Sums
 from edgekit.messages import Ack
+from tests.clock import ManualClock
 from tests.fleet.device_simulator import DeviceSimulator
 from tests.fleet.processes import Fleet, until
 
@@ -130,6 +131,22 @@ def test_figures_of_all_devices_add_up(fleet: Fleet) -> None:
     shown = fleet.devices()["sum-1"]["models"]["tiny"]
     assert shown["requests_per_s"] == 0.7
     assert shown["p50_ms"] < shown["p99_ms"]
+
+
+def test_figures_too_large_to_add_up_do_not_end_the_coordinator(tmp_path: Path) -> None:
+    opened, most = Store.in_folder(tmp_path), 1 << 53
+    sums = Sums(minute_ms=0)
+    device = DeviceSimulator("mqtt://127.0.0.1:9", "d")
+    for seq in range(1, 1500):
+        sums.add(device.telemetry(seq, requests=most))
+    for _ in range(2):
+        with opened.write() as connection:
+            sums.write(connection)
+
+    with opened.read() as connection:
+        (total,) = telemetry.since(connection, from_ms=0)
+    assert total.requests == (1 << 63) - 1
+    opened.close()
 
 
 def test_old_messages_go_and_are_still_known(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from edgekit.bundle import Bundle, describe
-from edgekit.clock import ManualClock
 from edgekit.errors import EngineError, GoldenMismatch
 from edgekit.messages import Desired, ModelState, Wanted
 from edgekit.signing import SigningKey
@@ -25,6 +24,7 @@ from edgekit_runtime.telemetry import Level
 from edgekit_runtime.update import Record
 from edgekit_runtime.updater import Updater
 from tests import bundles
+from tests.clock import ManualClock
 
 MODEL = "tiny"
 
@@ -42,6 +42,8 @@ class Shelf:
     def __init__(self) -> None:
         self.visible: dict[str, Opened] = {}
         self.failures = 0
+        # Loaded, and neither visible nor given back.
+        self.idle: list[Opened] = []
 
     def load(self, bundle: Bundle, *, verified_by: str | None) -> Opened:
         assert verified_by is not None
@@ -50,11 +52,16 @@ class Shelf:
             raise GoldenMismatch(f"{version} gives something else")
         if version.startswith("3."):
             raise EngineError(f"{version} does not open")
-        return Opened(version, bundle.digest)
+        self.idle.append(Opened(version, bundle.digest))
+        return self.idle[-1]
 
     def activate(self, served: Opened, *, replace: bool = False) -> None:
         assert replace
+        self.idle.remove(served)
         self.visible[MODEL] = served
+
+    def discard(self, served: Opened) -> None:
+        self.idle.remove(served)
 
 
 class PlugPulled(BaseException):
@@ -79,9 +86,17 @@ class Repository(Fetcher):
 class Board:
     """One device with its disk; `pull` says after how many durable writes the plug is pulled."""
 
-    def __init__(self, folder: Path, key: SigningKey, files: dict[str, Path]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        key: SigningKey,
+        files: dict[str, Path],
+        *,
+        limits: UpdateSection | None = None,
+    ) -> None:
         self.state = folder / "state"
         self.key = key
+        self.limits = limits or UpdateSection(confirm_after_s=30)
         self.files = files
         self.clock = ManualClock()
         self.told: list[tuple[str, dict[str, object]]] = []
@@ -103,7 +118,7 @@ class Board:
             self.desired,
             profile=bundles.PROFILE.name,
             keys=[self.key.public],
-            limits=UpdateSection(confirm_after_s=30),
+            limits=self.limits,
             fetcher=Repository(self.state / "fetch", self.files),
             events=self.tell,
             changed=self.report,

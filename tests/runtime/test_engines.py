@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.errors import EngineError, UsageError
 from edgekit_runtime.engines import ENGINES
@@ -53,6 +54,39 @@ class TestOnnxRuntime(EngineContract):
         session = self.engine.open(artifact, options={"providers": providers, "threads": 2})
 
         assert session.providers == ("CPUExecutionProvider",)
+
+    def test_reference_kernels_answer_as_a_quantised_graph_says(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(0)
+        constants: dict[str, NDArray[Any]] = {
+            "s": np.array(0.05, np.float32),
+            "z": np.array(128, np.uint8),
+            "sw": np.array(0.01, np.float32),
+            "zw": np.array(0, np.int8),
+            "w": rng.integers(-127, 128, (16, 8)).astype(np.int8),
+        }
+        nodes = [
+            helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value))
+            for name, value in constants.items()
+        ]
+        nodes += [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+            helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xf"]),
+            helper.make_node("DequantizeLinear", ["w", "sw", "zw"], ["wf"]),
+            helper.make_node("MatMul", ["xf", "wf"], ["m"]),
+            helper.make_node("QuantizeLinear", ["m", "s", "z"], ["yq"]),
+            helper.make_node("DequantizeLinear", ["yq", "s", "z"], ["y"]),
+        ]
+        x, y = ("x", TensorProto.FLOAT, [1, 16]), ("y", TensorProto.FLOAT, [1, 8])
+        path = save(tmp_path / "qdq.onnx", nodes, [x], [y])
+        inputs = {"x": rng.standard_normal((1, 16)).astype(np.float32)}
+
+        fused = self.engine.open(path, options={}).run(inputs)["y"]
+        plain = self.engine.open(path, options={"reference_kernels": True}).run(inputs)["y"]
+
+        quantised = np.clip(np.round(inputs["x"] / 0.05), -128, 127) * 0.05
+        exact = np.clip(quantised @ (constants["w"] * 0.01), -6.4, 6.35)
+        np.testing.assert_allclose(plain, exact, atol=0.026)
+        np.testing.assert_allclose(fused, plain, atol=0.051)
 
     def test_scalars_and_strings_pass(self, tmp_path: Path) -> None:
         path = save(

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.clock import ManualClock
 from edgekit.messages import Event, Resources, Telemetry
 from edgekit_runtime.outbox import Kind, Outbox, Pending
 from edgekit_runtime.sender import IDLE_S, Sender, without_gap
+from tests.clock import ManualClock
 
 BOOT = "0123456789abcdef"
 OTHER = "fedcba9876543210"

@@ -10,12 +10,12 @@ from random import Random
 import msgspec
 import pytest
 
-from edgekit.clock import ManualClock
 from edgekit.messages import Event, ModelFigures, Telemetry
 from edgekit_runtime import sensors
 from edgekit_runtime.outbox import Kind, Outbox
 from edgekit_runtime.sender import Sender
 from edgekit_runtime.telemetry import Reporter
+from tests.clock import ManualClock
 
 BOOT = "0123456789abcdef"
 FIGURES = ModelFigures(model="tiny", version="1.0.0", variant="float", requests=3, errors=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,10 +25,11 @@ from edgekit.errors import StorageError
 from edgekit.messages import Wanted
 from edgekit.signing import SigningKey
 from edgekit_runtime import update
+from edgekit_runtime.config import UpdateSection
 from edgekit_runtime.slots import Slots
 from edgekit_runtime.update import Reason, State
 from tests import bundles
-from tests.runtime.boards import MODEL, Board, PlugPulled, World
+from tests.runtime.boards import MODEL, Board, Opened, PlugPulled, World
 
 ANOTHER_DIGEST = "sha256:" + "3" * 64
 
@@ -232,6 +234,103 @@ def test_something_serves_also_from_a_disk_that_takes_nothing(
     with pytest.raises(StorageError):
         board.work()
     assert board.serves == "1.1.0"
+
+
+@pytest.mark.parametrize("writes", range(8))
+def test_a_disk_that_fills_up_at_any_write_costs_time_and_nothing_else(
+    board: Board, world: World, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    real_write, real_unpack, left = storage.write, Bundle.unpack, writes
+
+    def take(path: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise StorageError(f"{path} cannot be written: No space left on device")
+
+    def write(path: Path, data: bytes, **options: Any) -> None:
+        take(path)
+        real_write(path, data, **options)
+
+    def unpack(self: Bundle, folder: Path) -> Path:
+        take(folder)
+        return real_unpack(self, folder)
+
+    board.want(1, world.wants["1.0.0"])
+    board.work()
+    with monkeypatch.context() as full:
+        full.setattr(storage, "write", write)
+        full.setattr(Bundle, "unpack", unpack)
+        board.want(2, world.wants["1.1.0"])
+        for _ in range(4):
+            with suppress(StorageError):
+                board.work(turns=1)
+            assert board.serves in ("1.0.0", "1.1.0")
+            assert not board.shelf.idle
+    board.start()
+    board.work()
+    board.want(3, world.wants["1.1.0"])
+    board.work()
+
+    assert board.serves == "1.1.0"
+    assert board.record.state is State.CONFIRMED
+
+
+def test_a_version_that_serves_does_not_fail_for_a_disk_that_is_full_once(
+    board: Board, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_write, refusals = storage.write, 1
+
+    def write(path: Path, data: bytes, **options: Any) -> None:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise StorageError(f"{path} cannot be written: No space left on device")
+        real_write(path, data, **options)
+
+    board.want(1, world.wants["1.0.0"])
+    board.work(turns=1)
+    before = board.record.state
+    monkeypatch.setattr(storage, "write", write)
+    with pytest.raises(StorageError):
+        board.work(turns=1)
+    board.work(turns=1)
+
+    assert (before, board.record.state) == (State.ACTIVE, State.CONFIRMED)
+
+
+def test_a_version_that_fails_leaves_its_room_to_the_next_one(board: Board, world: World) -> None:
+    board.want(1, world.wants["1.0.0"])
+    board.work()
+    board.want(2, world.wants["2.0.0"])
+    board.work()
+
+    assert board.record.state is State.FAILED
+    assert [slot.name for slot in (board.state / "models" / MODEL).iterdir() if slot.is_dir()] == [
+        board.record.active
+    ]
+
+
+def test_a_version_that_opens_after_its_time_limit_is_closed_again(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = Board(tmp_path, world.key, world.files, limits=UpdateSection(probe_limit_s=0.05))
+    opened, may_end = board.shelf.load, threading.Event()
+
+    def load(bundle: Bundle, *, verified_by: str | None) -> Opened:
+        may_end.wait()
+        return opened(bundle, verified_by=verified_by)
+
+    monkeypatch.setattr(board.shelf, "load", load)
+    board.want(1, world.wants["1.0.0"])
+    board.work()
+    assert board.updater.states()[MODEL].reason == "probe_timeout"
+    (prober,) = [thread for thread in threading.enumerate() if thread.name == "update-probing"]
+    may_end.set()
+    prober.join()
+
+    assert board.serves is None
+    assert not board.shelf.idle
 
 
 class Plugs(RuleBasedStateMachine):

@@ -135,7 +135,7 @@ class Coordinator:
 
     def __init__(self, port: int, device: str) -> None:
         self.device = device
-        self.status: Status | None = None
+        self.statuses: list[Status] = []
         self.reported: Reported | None = None
         self.stored: dict[tuple[str, int], Telemetry | Event] = {}
         self.updates: list[bytes] = []
@@ -157,6 +157,11 @@ class Coordinator:
         )
         self.link.start()
         assert self._subscribed.wait(PATIENCE_S)
+
+    @property
+    def status(self) -> Status | None:
+        """What was said last."""
+        return self.statuses[-1] if self.statuses else None
 
     def want(self, serial: int, **models: Wanted) -> None:
         self.tell(topics.DESIRED, messages.encode(Desired(serial=serial, models=models)))
@@ -181,7 +186,7 @@ class Coordinator:
             return
         assert parsed is not None
         if parsed.leaf == topics.STATUS:
-            self.status = messages.decode(payload, Status, topic=topic)
+            self.statuses.append(messages.decode(payload, Status, topic=topic))
         elif parsed.leaf == topics.REPORTED:
             self.reported = messages.decode(payload, Reported, topic=topic)
         elif parsed.leaf == topics.TELEMETRY:

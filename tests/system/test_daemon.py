@@ -131,6 +131,15 @@ def test_presence_is_retained_and_true(fleet: Fleet) -> None:
     assert '"level": "error"' not in fleet.device.log
 
 
+def test_the_last_will_of_an_older_connection_does_not_stand(fleet: Fleet) -> None:
+    fleet.start()
+    will = messages.Status(online=False, boot="0" * 16)
+    fleet.coordinator.tell(topics.STATUS, messages.encode(will))
+
+    said = fleet.coordinator.statuses
+    wait_for(lambda: will in said and said[-1].online, "the device's answer to an old will")
+
+
 def test_nothing_that_arrives_over_mqtt_ends_the_daemon(fleet: Fleet) -> None:
     fleet.make_device(more='[training]\ndata = "/nowhere.npz"\nmodels = ["tiny"]\n')
     fleet.start()

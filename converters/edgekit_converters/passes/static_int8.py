@@ -131,7 +131,7 @@ def _quantise(
     # The kernels that want it are those for unsigned activations; others were not measured.
     if options.activations == "u8" and options.style == "onnxruntime":
         widened = pad_first_convolutions(copy)
-        ranges = {**ranges, **{new: ranges[old] for new, old in widened.items()}}
+        ranges = {**ranges, **{new: ranges[old] for new, old in widened.items() if old in ranges}}
         # The quantizer would put a pair on either side of the node that widens.
         kept += widened
     # The quantizer would else save and reload the model to infer what is inferred already.

@@ -17,6 +17,9 @@ from edgekit_converters.passes import Style
 from edgekit_converters.targets import Format
 
 CPU = "CPUExecutionProvider"
+_QUANTISED = frozenset(
+    {"DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+)
 
 
 class OnnxRuntimeCpu:
@@ -29,7 +32,7 @@ class OnnxRuntimeCpu:
         return engine.name == "onnxruntime" and engine.accelerator == "cpu"
 
     def source_precision(self, engine: EngineSpec, artifact: Path) -> str:  # noqa: ARG002
-        return "fp32"
+        return precision_of(onnx.load_model(artifact, load_external_data=False))
 
     def options(self, engine: EngineSpec) -> dict[str, Any]:
         return cpu_options(threads=engine.threads)
@@ -50,6 +53,14 @@ class OnnxRuntimeCpu:
 def cpu_options(*, threads: int) -> dict[str, Any]:
     """Options of engine onnxruntime for its CPU provider."""
     return {"providers": [{"name": CPU}], "threads": threads, "spinning": False}
+
+
+def precision_of(model: onnx.ModelProto) -> str:
+    """`int8` where the source is quantised already, else `fp16` or `fp32` by its weights."""
+    if any(node.op_type in _QUANTISED for node in model.graph.node):
+        return "int8"
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    return "fp16" if onnx.TensorProto.FLOAT16 in kinds else "fp32"
 
 
 def version_lint(model: onnx.ModelProto, engine: EngineSpec) -> tuple[str, ...]:

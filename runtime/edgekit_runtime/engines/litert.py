@@ -29,9 +29,12 @@ class Options(Strict, frozen=True, kw_only=True):
 
     Attributes:
         threads: threads within one operator.
+        reference_kernels: the library's plain kernels instead of XNNPACK's and its optimised ones:
+            slow, and a second opinion on the arithmetic.
     """
 
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    reference_kernels: bool = False
 
 
 class LiteRt:
@@ -64,13 +67,20 @@ class LiteRtSession:
 
     def __init__(self, artifact: Path, options: Options) -> None:
         try:
-            from ai_edge_litert.interpreter import Interpreter  # costs as much as onnxruntime
+            # It costs as much to import as onnxruntime.
+            from ai_edge_litert.interpreter import Interpreter, OpResolverType
         except ImportError as e:
             raise _not_installed() from e
         if not artifact.is_file():
             raise EngineError(f"litert cannot open {artifact}: there is no such file")
         try:
-            interpreter = Interpreter(model_path=str(artifact), num_threads=options.threads)
+            interpreter = Interpreter(
+                model_path=str(artifact),
+                num_threads=options.threads,
+                experimental_op_resolver_type=OpResolverType.BUILTIN_REF
+                if options.reference_kernels
+                else OpResolverType.AUTO,
+            )
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as e:
             raise EngineError(f"litert cannot open {artifact}: {e}") from e

@@ -41,6 +41,7 @@ _DATATYPES: Mapping[str, Datatype] = {
     "tensor(string)": "BYTES",
 }
 _ERRORS_ONLY = 3
+_FATAL_ONLY = 4
 
 
 class Options(Strict, frozen=True, kw_only=True):
@@ -50,11 +51,14 @@ class Options(Strict, frozen=True, kw_only=True):
         providers: execution providers in order of preference, each with its options.
         threads: threads within one operator.
         spinning: whether these threads wait busily; costs up to twice the CPU time.
+        reference_kernels: computes node by node as the file says, and a quantised graph in float
+            between its pairs: slow, and a second opinion on its arithmetic.
     """
 
     providers: Annotated[tuple[Provider, ...], msgspec.Meta(min_length=1)] = (Provider(name=CPU),)
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     spinning: bool = False
+    reference_kernels: bool = False
 
 
 class OnnxRuntime:
@@ -104,6 +108,8 @@ class OnnxSession:
         settings.log_severity_level = _ERRORS_ONLY
         spinning = "1" if options.spinning else "0"
         settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+        if options.reference_kernels:
+            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         providers = [(p.name, _as_text(p.options)) for p in options.providers]
         try:
             session = ort.InferenceSession(str(artifact), settings, providers=providers)
@@ -119,6 +125,9 @@ class OnnxSession:
         self._names = [spec.name for spec in self._outputs]
         self._has_texts = any(spec.datatype == "BYTES" for spec in (*self._inputs, *self._outputs))
         self._session = session
+        # What goes wrong in a run is raised; said twice, it would only confuse.
+        self._quietly = ort.RunOptions()
+        self._quietly.log_severity_level = _FATAL_ONLY
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -140,9 +149,9 @@ class OnnxSession:
         try:
             if self._has_texts:
                 feeds = {name: _decoded(array) for name, array in feeds.items()}
-            results = self._session.run(self._names, feeds)
+            results = self._session.run(self._names, feeds, self._quietly)
         except Exception as e:  # each of onnxruntime's errors is a class of its own
-            reason = misfit(self._inputs, inputs) or str(e)
+            reason = misfit(self._inputs, inputs) or str(e).strip()
             raise EngineError(f"{self._artifact.name}: {reason}") from e
         if self._has_texts:
             results = [_encoded(array) for array in results]

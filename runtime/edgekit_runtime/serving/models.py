@@ -202,6 +202,10 @@ class Models:
             if model is not served:
                 model.close()
 
+    def discard(self, served: Served) -> None:
+        """Close a loaded model that was never made visible."""
+        served.close()
+
     def remove(self, name: str, version: str) -> Served:
         """Serve this model no more and close it after its last request.
 
@@ -243,6 +247,7 @@ class Models:
                 delta = figures(now, before, labels=labels)
                 if delta.requests or delta.rejected:
                     taken.append(delta)
+                    gone = False  # the loop may still be handing out its last answers
                 self._counted[served] = now
                 if gone:
                     del self._counted[served]
