@@ -204,9 +204,11 @@ def test_another_instruction_set_is_simulated_and_has_no_latency(
 def test_a_source_that_is_quantised_already_is_called_int8(model: Path, tmp_path: Path) -> None:
     data = write_data(tmp_path)
     first = build_for(HERE, model, tmp_path, data=data)
-    with Bundle.open(Path(first.path)) as opened:
+    assert first.path is not None
+    with Bundle.open(first.path) as opened:
         quantised = opened.unpack(tmp_path / "unpacked") / "artifacts" / "int8.onnx"
 
+    (tmp_path / "again").mkdir()
     again = build_for(HERE, quantised, tmp_path / "again", data=data)
 
     assert {variant.precision for variant in again.variants} == {"int8"}
