@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# A shell that starts the tests in the background has them ignore SIGINT, and so would the programs
+# that they start and interrupt; an ignored signal is the one thing that outlives exec.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Machines are shared and noisy: a slow example is no failure.
 settings.register_profile(

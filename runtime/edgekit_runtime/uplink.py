@@ -60,6 +60,7 @@ class Uplink:
         self._want: Callable[[Desired], None] | None = None
         self._trainer: Trainer | None = None
         self._closing = False
+        self._present = False
         self._outbox = Outbox(
             config.state.folder / OUTBOX,
             boot=boot,
@@ -124,12 +125,23 @@ class Uplink:
         self._outbox.close()
 
     def _connected(self) -> None:
+        self._present = False
         self._say_online()
         self.changed()
         self._sender.connected()
         self._reporter.wake()
         if self._trainer is not None:
             self._trainer.connected()
+
+    def _heard(self, said: Status) -> None:
+        """Contradict the last will of a connection that is over, where it comes after our status.
+
+        What comes before our own status has come back is what the broker had kept, and past.
+        """
+        if said.online:
+            self._present = self._present or said.boot == self._boot
+        elif self._present and not self._closing:
+            self._say_online()
 
     def _say_online(self) -> None:
         self.link.publish(self._topic(topics.STATUS), self._status(online=True), retain=True)
@@ -151,10 +163,8 @@ class Uplink:
             if payload and self._want is not None:
                 self._want(messages.decode(payload, Desired, topic=topic))
         elif topic == self._topic(topics.STATUS):
-            # The last will of a connection that is over may come after this one's status.
-            said = messages.decode(payload, Status, topic=topic) if payload else None
-            if not self._closing and not (said and said.online):
-                self._say_online()
+            if payload:
+                self._heard(messages.decode(payload, Status, topic=topic))
         elif self._trainer is not None:
             _to_trainer(self._trainer, topic, payload)
 
