@@ -45,7 +45,7 @@ def demo(keep: bool, out: Path, as_json: bool) -> None:
 
     facts: dict[str, Any] = {}
     # A service manager ends a program with SIGTERM; the processes of the demo end with it too.
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    signal.signal(signal.SIGTERM, _interrupt)
     with Processes(folder / "logs") as processes:
         story.prepare(place, say)
         built = story.build(place, processes, say)
@@ -68,6 +68,10 @@ def demo(keep: bool, out: Path, as_json: bool) -> None:
             click.echo(json.dumps(facts))
         if keep:
             threading.Event().wait()
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _empty(folder: Path) -> Path:
