@@ -1,6 +1,6 @@
 # Every target that needs Python packages makes .venv first, with the versions of uv.lock.
 PYTHON ?= python3
-EXTRAS := --extra device --extra litert --extra host --extra coordinator --extra demo
+EXTRAS := --extra device --extra litert --extra host --extra coordinator --extra demo --extra sklearn --extra torch
 BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null)
 # pyenv's shims hide an interpreter that is there from uv, so it is looked for by path first.
@@ -8,7 +8,7 @@ BOARD_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/py
 SOURCES := $(shell git ls-files edgekit runtime converters device_profiles 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check lint types layers bench system-deps clean
+.PHONY: help demo test test-fast test-torch check lint types layers bench system-deps clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,6 +21,10 @@ test: .venv/ready .venv-board/ready .venv-signing/ready ## Run the tests.
 
 test-fast: .venv/ready ## Run the tests but those that take more than ten seconds.
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST)
+
+test-torch: .venv/ready .venv-torch/ready ## Run the tests that need torch (a CPU wheel of 200 MB).
+	EDGEKIT_TORCH_PYTHON=$(CURDIR)/.venv-torch/bin/python \
+	  $(BIN)/pytest tests/converters/test_source_torch.py $(PYTEST)
 
 check: lint types layers test ## Run everything that CI runs.
 
@@ -41,7 +45,7 @@ system-deps: ## Install the Debian packages that some tests want.
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients
 
 clean: ## Remove what the targets above made.
-	rm -rf .venv .venv-board .venv-signing dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-board .venv-signing .venv-torch dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # Without uv on the machine, pip brings it into .venv, so that both ways install what uv.lock says.
 .venv/ready: pyproject.toml uv.lock
@@ -78,3 +82,9 @@ endif
 	"$$UV" pip install --quiet --python .venv-signing/bin/python \
 	  model-signing==1.1.1 pyopenssl==26.4.0; \
 	touch $@
+
+# torch in an environment of its own; pip takes the CPU wheel where its index has one.
+.venv-torch/ready:
+	@rm -rf .venv-torch; $(PYTHON) -m venv .venv-torch
+	@.venv-torch/bin/pip install --quiet torch==2.13.0 onnxscript==0.7.2 onnx==1.23.2
+	@touch $@

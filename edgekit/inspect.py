@@ -6,6 +6,7 @@ converters, which are imported by name and only then.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +15,57 @@ import msgspec
 
 from edgekit import signing
 from edgekit.bundle import Bundle
-from edgekit.errors import BundleError, EdgekitError, ModelError, UntrustedError
+from edgekit.errors import BundleError, EdgekitError, ModelError, UntrustedError, UsageError
 from edgekit.registry import load
 
-_MODEL = "edgekit_converters.inspect:inspect_model"
+_MODEL = "edgekit_converters.fit:inspect_for"
 _ROWS = "edgekit_converters.inspect:rows"
+_FIT_ROWS = "edgekit_converters.fit:rows"
+_SHAPE = "edgekit_converters.commands:InputShape"
+_CONSTANT = "edgekit_converters.normalise:parse_constant"
 REPORT = "reports/report.json"
 _ZIP = b"PK\x03\x04"
 
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--input", "shapes", metavar="NAME=SHAPE", multiple=True, help="Fix the shape of an input."
+)
+@click.option(
+    "--fix", "constants", metavar="NAME=VALUE", multiple=True, help="Make an input a constant."
+)
+@click.option(
+    "--trust-pickle", is_flag=True, help="Load pickles, which run whatever code is in them."
+)
+@click.option("--profile", "profiles", multiple=True, help="Say whether the model fits this board.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def inspect(path: Path, as_json: bool) -> None:
+def inspect(
+    path: Path,
+    *,
+    shapes: tuple[str, ...],
+    constants: tuple[str, ...],
+    profiles: tuple[str, ...],
+    trust_pickle: bool,
+    as_json: bool,
+) -> None:
     """Show what a bundle or a model is; nothing is run.
 
-    Example: edgekit inspect lite0-0.1.0-jetson.edge
+    Example: edgekit inspect detector.onnx --input images=1x3x320x320 --profile raspberry-pi-5
     """
     if _is_bundle(path):
+        if shapes or constants or profiles:
+            raise UsageError(
+                f"{path} is a bundle, which is for one board and has its shapes",
+                hint="--input, --fix and --profile are for models",
+            )
         with Bundle.open(path) as bundle:
             facts = bundle_facts(bundle)
         lines = bundle_rows(facts)
     else:
-        facts, lines = _model(path)
+        facts, lines = _model(
+            path, shapes=shapes, constants=constants, profiles=profiles, trust_pickle=trust_pickle
+        )
     if as_json:
         click.echo(msgspec.json.encode(facts).decode())
         return
@@ -150,14 +179,32 @@ def _is_bundle(path: Path) -> bool:
         ) from e
 
 
-def _model(path: Path) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _model(
+    path: Path,
+    *,
+    shapes: Sequence[str],
+    constants: Sequence[str],
+    profiles: Sequence[str],
+    trust_pickle: bool,
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     try:
-        inspect_model: Any = load(_MODEL)
+        inspect_for: Any = load(_MODEL)
         rows: Any = load(_ROWS)
+        fit_rows: Any = load(_FIT_ROWS)
+        shape_type: Any = load(_SHAPE)
+        parse_constant: Any = load(_CONSTANT)
     except ModuleNotFoundError as e:
         raise EdgekitError(
             f"looking into a model needs {e.name}, which is not installed",
             hint="pip install 'edgekit-ml[host]'",
         ) from e
-    facts = inspect_model(path)
-    return {"kind": "model", "path": str(path), **msgspec.to_builtins(facts)}, list(rows(facts))
+    facts, fits = inspect_for(
+        path,
+        profiles=profiles,
+        shapes=dict(shape_type().convert(text, None, None) for text in shapes),
+        constants=dict(parse_constant(text) for text in constants),
+        trust_pickle=trust_pickle,
+    )
+    found = {"kind": "model", "path": str(path), **msgspec.to_builtins(facts)}
+    found["profiles"] = msgspec.to_builtins(fits)
+    return found, [*rows(facts), *fit_rows(fits)]

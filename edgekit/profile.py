@@ -39,7 +39,9 @@ class EngineSpec(Strict, frozen=True, kw_only=True):
     Attributes:
         version: the version on the board, a prefix such as `1.23` is enough.
         precisions: what the engine takes, in the order to prefer; `int8-qdq-u8s8` is QDQ with
-            unsigned activations and signed weights, `int8-qdq-s8s8` is symmetric.
+            unsigned activations and signed weights, `int8-qdq-s8s8` is symmetric; `int8-dynamic`
+            takes the ranges of activations while it runs, `int4-weights` stores only weights in
+            4 bits.
         max_onnx_ir: highest ONNX IR version that this version loads.
         max_opset: highest opset of the default domain that this version runs.
         threads: threads within one operator; 1 where several models share the cores.

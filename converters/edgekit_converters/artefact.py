@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,52 +11,51 @@ import onnx
 from edgekit.manifest import Needs
 from edgekit.profile import EngineSpec, Evidence
 from edgekit_converters.evaluate import Evaluation
-from edgekit_converters.gate import Figures
+from edgekit_converters.gate import Figures, Verdict
 from edgekit_converters.inspect import operators, peak_activation_bytes
 from edgekit_converters.measure import Timing, speedup
 from edgekit_converters.normalise import opset_of
+from edgekit_converters.passes import Scheme
 from edgekit_converters.source import TfliteSource
 from edgekit_converters.targets.litert import operator_counts
-from edgekit_converters.workshop import Answers
+from edgekit_converters.workshop import Arrays
 
 
 @dataclass(frozen=True)
 class Made:
-    """An artefact that was made, run and measured.
+    """An artefact that was made, run on the evaluation samples and measured.
 
     Attributes:
-        scheme: how it was made; `source` where no pass changed it.
+        scheme: how it was made.
         options: what the board opens it with.
         evidence: what running it here proves about the board.
-        answers: what it answered on this machine.
+        golden: its answers to the golden samples on this machine.
         evaluation: against the source, on evaluation samples; None without them.
         largest_error: largest difference from the source's answers on any sample.
+        rounding: of `golden.rounding_of`; None for an artefact in float.
         needs: memory is an estimate: weights as the file has them and as kernels pack them, and
             the largest set of live tensors.
         timing, float_timing: of this artefact and of its float parent, taken side by side; None
             where it did not run on the machine it is for.
-        reasons: why it must not ship; empty where it may.
+        verdict: what the gate says.
     """
 
-    scheme: str
+    scheme: Scheme
     precision: str
     path: Path
     engine: EngineSpec
     evidence: Evidence
     options: dict[str, Any]
-    answers: Answers
+    golden: Arrays
     needs: Needs
     operators: dict[str, int]
     size_bytes: int
     evaluation: Evaluation | None = None
     largest_error: float = 0.0
+    rounding: float | None = None
     timing: Timing | None = None
     float_timing: Timing | None = None
-    reasons: tuple[str, ...] = ()
-
-    @property
-    def quantised(self) -> bool:
-        return self.precision.startswith("int8")
+    verdict: Verdict = field(default_factory=Verdict)
 
     @property
     def speedup(self) -> float | None:
@@ -68,24 +67,37 @@ class Made:
     @property
     def figures(self) -> Figures:
         """What the gate judges."""
-        found = self.evaluation
-        return Figures(
+        return figures(
+            self.evaluation,
             size_bytes=self.size_bytes,
-            finite=found is None or found.finite,
-            agreement=found.agreement if found else None,
-            drop=found.metric.drop if found else None,
+            memory_mb=self.needs.memory_mb,
             speedup=self.speedup,
             latency_ms=self.timing.p50_ms if self.timing else None,
-            memory_mb=self.needs.memory_mb,
         )
 
-    @property
-    def closeness(self) -> float | None:
-        """Agreement with the source, or one minus the drop of the metric without classes."""
-        if self.evaluation is None:
-            return None
-        agreement = self.evaluation.agreement
-        return 1.0 - self.evaluation.metric.drop if agreement is None else agreement
+
+def figures(
+    found: Evaluation | None,
+    *,
+    size_bytes: int,
+    memory_mb: float,
+    speedup: float | None,
+    latency_ms: float | None,
+) -> Figures:
+    """What the gate judges, from what was evaluated and measured."""
+    return Figures(
+        size_bytes=size_bytes,
+        finite=found is None or found.finite,
+        samples=found.samples if found else 0,
+        agreement=found.agreement if found else None,
+        agreement_low=found.agreement_low if found else None,
+        drop=found.metric.drop if found else None,
+        drop_high=found.drop_high if found else None,
+        classes=found.classes if found else (),
+        speedup=speedup,
+        latency_ms=latency_ms,
+        memory_mb=memory_mb,
+    )
 
 
 def graph_facts(path: Path) -> tuple[Needs, dict[str, int]]:

@@ -12,6 +12,7 @@ from edgekit.profile import Placement
 from edgekit_converters import evidence, golden, page, report, train
 from edgekit_converters.artefact import Made
 from edgekit_converters.evaluate import scale_of
+from edgekit_converters.evidence import bill, statements
 from edgekit_converters.report import BundleReport
 from edgekit_converters.summary import Findings, details, summarise
 from edgekit_converters.workshop import Workshop
@@ -48,7 +49,7 @@ def _write(
 ) -> None:
     assert found.path is not None
     assert found.report is not None
-    raw = details(findings, content.tools)
+    raw = details(workshop, findings, content.tools)
     html = page.render(found, raw, workshop=workshop)
     storage.write(found.report, html)
     try:
@@ -83,29 +84,35 @@ def _artifacts(variants: Mapping[str, Made]) -> tuple[Entries, dict[str, str]]:
 
 
 def _golden(workshop: Workshop, findings: Findings) -> Entries:
-    entries: Entries = dict(golden.entries(workshop.parts.golden.arrays, workshop.reference.golden))
+    inputs = workshop.parts.golden.in_memory()
+    entries: Entries = dict(golden.entries(inputs, workshop.reference("golden")))
     for name, made in findings.variants.items():
         if made.evidence == "executed":
-            entries[golden.entry_of(name)] = tensors.encode(made.answers.golden)
+            entries[golden.entry_of(name)] = tensors.encode(made.golden)
     return entries
 
 
 def _evidence(workshop: Workshop, content: Manifest, files: Entries) -> Entries:
     described = {name: bundle.describe(entry) for name, entry in files.items()}
+    data = workshop.data.sha256 if workshop.data else None
+    lock = evidence.lock(content.tools)
     return {
-        evidence.SBOM: evidence.sbom(content, described),
-        evidence.PROVENANCE: evidence.provenance(
+        evidence.SBOM: bill.sbom(
+            content, described, lock=lock, given=workshop.recipe.licences, data=data
+        ),
+        evidence.PROVENANCE: statements.provenance(
             content,
             described,
             recipe=workshop.recipe,
             shapes=workshop.shapes,
-            data=workshop.data.sha256 if workshop.data else None,
+            data=data,
+            lock=lock,
         ),
     }
 
 
 def _manifest(workshop: Workshop, findings: Findings, artifacts: Mapping[str, str]) -> Manifest:
-    scale = scale_of(workshop.reference.golden)
+    scale = scale_of(workshop.reference("golden"))
     return Manifest(
         name=findings.order.name,
         version=findings.order.version,
@@ -124,11 +131,11 @@ def _manifest(workshop: Workshop, findings: Findings, artifacts: Mapping[str, st
                 options=made.options,
                 needs=made.needs,
                 placement=_placement(made, findings),
-                golden=_tolerances(workshop, name, made, scale=scale),
+                golden=_tolerances(name, made, scale=scale),
             )
             for name, made in findings.variants.items()
         ),
-        tools=evidence.tools(formats=[workshop.source.format]),
+        tools=workshop.tools,
     )
 
 
@@ -136,16 +143,11 @@ def _placement(made: Made, findings: Findings) -> Placement:
     return Placement() if made.engine.accelerator == "cpu" else findings.profile.placement
 
 
-def _tolerances(workshop: Workshop, name: str, made: Made, *, scale: float) -> Golden:
-    if made.evidence != "executed":
-        return golden.tolerances(outputs=None, scale=scale, largest_error=made.largest_error)
-    rounding = None
-    if made.quantised:
-        second = workshop.second_opinion(made.path, engine=made.engine.name)
-        rounding = golden.rounding_of(made.answers.golden, second)
+def _tolerances(name: str, made: Made, *, scale: float) -> Golden:
+    executed = made.evidence == "executed"
     return golden.tolerances(
-        outputs=golden.entry_of(name),
+        outputs=golden.entry_of(name) if executed else None,
         scale=scale,
         largest_error=made.largest_error,
-        rounding=rounding,
+        rounding=made.rounding if executed else None,
     )

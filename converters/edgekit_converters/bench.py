@@ -1,37 +1,42 @@
-"""Bench: makes artefacts for one engine of a profile, runs each and lets the gate judge it.
+"""Bench: the search for one engine of a profile, and what of it may ship.
 
-Nothing is believed because a tool reported success: every artefact is opened in the engine, answers
-the golden and evaluation samples, and, where this is the machine it is for, is timed beside its
-float parent.
+The search chooses on the selection samples; what it chose is then timed once more, side by side
+with the float model and its nearest rivals, and judged by the gate on samples that nothing was
+chosen by. What fails there is taken out, and the next best is judged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import get_args
 
-from edgekit.errors import BuildError, EngineError
+import msgspec
+
 from edgekit.profile import DeviceProfile, EngineSpec
 from edgekit.recipe import PassSpec
-from edgekit_converters import gate, search
-from edgekit_converters.artefact import Made, graph_facts
-from edgekit_converters.evaluate import evaluate, max_abs_error
-from edgekit_converters.measure import Measurer, Timing, joined
-from edgekit_converters.passes import PASSES, Scheme
-from edgekit_converters.report import Rejected
+from edgekit_converters import gate, prospects, search
+from edgekit_converters.artefact import Made, figures
+from edgekit_converters.blocks import blocks_of
+from edgekit_converters.cache import key_of
+from edgekit_converters.gate import Figures
+from edgekit_converters.measure import Measurer, Timing, speedup, speedup_quartiles
+from edgekit_converters.passes import PASSES, Kind, Scheme, Step
+from edgekit_converters.report import Rejected, Tried
+from edgekit_converters.search import Proposal, Space, Trial
 from edgekit_converters.source import TfliteSource
 from edgekit_converters.targets import Target
+from edgekit_converters.trials import FLOAT, Record, Trials
 from edgekit_converters.workshop import Workshop
-from edgekit_runtime.engines import ENGINES, Engine, Session, Tensors
-from edgekit_runtime.engines.batches import iter_batches
 
 Say = Callable[[str], None]
-SOURCE = "source"
-# Where a session's memory comes to lie moves its latency by several per cent, so each is opened
-# several times.
-_OPENINGS = 3
+SOURCE = Scheme().name
+
+# Schemes within this of the fastest are timed again, as one quick timing does not rank them.
+_RIVAL = 1.10
+_MOST_RIVALS = 3
+_RANGES = frozenset({"calibrator", "percentile", "per_channel"})
 
 
 @dataclass(frozen=True)
@@ -40,14 +45,17 @@ class Line:
 
     Attributes:
         parent: the artefact that no pass changed; None where the engine cannot take the source.
-        best: the quantised artefact that may ship; None where there is none.
-        tried: how many schemes were made or attempted.
+        rungs: what may ship beside it, fastest first, proven or not.
+        tried: every scheme that was made or attempted, in order.
+        truncated: the time limit ended the search.
     """
 
     parent: Made | None
-    best: Made | None = None
-    tried: int = 0
+    rungs: tuple[Made, ...] = ()
+    tried: tuple[Tried, ...] = ()
     rejected: tuple[Rejected, ...] = ()
+    truncated: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class Bench:
@@ -58,6 +66,7 @@ class Bench:
         target: makes artefacts for the engine.
         measurer: takes the time of sessions side by side.
         say: is told each step.
+        now: a clock in seconds, for the emergency limit alone.
     """
 
     def __init__(
@@ -69,163 +78,307 @@ class Bench:
         target: Target,
         measurer: Measurer,
         say: Say,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._workshop = workshop
         self._profile = profile
         self._engine = engine
         self._target = target
-        self._measurer = measurer
         self._say = say
-        self._prefix = f"{profile.name}-{profile.engines.index(engine)}"
+        self._now = now
+        self._trials = Trials(workshop, profile, engine, target=target, measurer=measurer)
+        self._records: dict[str, Record] = {}
+        # By scheme, and `FLOAT`: its own and float's beside it.
+        self._timings: dict[str, tuple[Timing, Timing]] = {}
+        self._evidence = target.evidence(profile, engine)
 
     def line(self) -> Line:
         """Everything that can be made for this engine."""
-        try:
-            parent = self._parent()
-        except BuildError as e:
-            reason = f"{e.message} ({e.hint})" if e.hint else e.message
-            return Line(None, rejected=(self._refused(SOURCE, reason),))
-        best: Made | None = None
-        tried = 0
-        rejected: list[Rejected] = []
-        if not isinstance(self._workshop.source, TfliteSource):
-            for spec in self._workshop.recipe.passes:
-                chosen, count, refused = self._search(spec, parent)
-                best = chosen or best
-                tried += count
-                rejected += refused
-        return Line(parent, best, tried, tuple(rejected))
-
-    def _parent(self) -> Made:
-        """The artefact that no pass has changed; it is timed alone."""
-        source, scratch = self._workshop.source, self._workshop.scratch
         self._say(f"{self._profile.name}: running the source in {self._engine.name}")
-        if isinstance(source, TfliteSource):
-            path = self._target.finish(source.copied_to(scratch))
-        else:
-            model = self._workshop.normal(self._engine).model
-            path = self._target.finish(self._workshop.write(model, f"{self._prefix}-float"))
-        made = self._judged(SOURCE, self._target.source_precision(self._engine, path), path)
-        if made.evidence == "executed":
-            made = self._timed(made, parent=None)
-        budget = self._workshop.recipe.budget
-        return replace(made, reasons=gate.judge(made.figures, budget, is_float=True))
-
-    def _search(self, spec: PassSpec, parent: Made) -> tuple[Made | None, int, list[Rejected]]:
-        """Walk one pass of the recipe down its ladder."""
-        ladder = PASSES.get(spec.name).ladder(
-            spec.options, precisions=self._engine.precisions, style=self._target.style
+        parent = self._record(Proposal(scheme=Scheme()))
+        if parent.failure is not None:
+            return Line(None, rejected=(self._refused(SOURCE, parent.failure),))
+        space, refused = self._space()
+        history, truncated = self._explore(space)
+        history, rungs = self._settle(history)
+        chosen = [made.scheme.name for made in rungs]
+        tried = tuple(self._tried(history, chosen))
+        lost = [entry for entry in tried if not entry.chosen and not entry.probe]
+        rejected = tuple(_rejected(entry, rungs) for entry in lost)
+        notes = [] if not truncated else [f"{self._engine.name}: the time limit ended the search"]
+        if len(history) >= self._workshop.recipe.search.trials:
+            notes.append(f"{self._engine.name}: the search ended after {len(history)} trials")
+        self._time([])
+        return Line(
+            self._made(Scheme()),
+            rungs,
+            tried,
+            (*refused, *rejected),
+            truncated,
+            tuple(notes),
         )
-        if ladder and self._workshop.parts.calibration is None:
-            return None, 0, [self._refused(spec.name, "no calibration samples: give --data")]
-        made: dict[str, Made] = {}
 
-        def attempt(scheme: Scheme) -> search.Trial:
-            self._say(f"{self._profile.name}: trying {scheme.name}")
-            try:
-                artefact = self._attempt(spec, scheme, parent)
-            except (BuildError, EngineError) as e:
-                return search.Trial(scheme=scheme, closeness=None, reasons=(e.message,))
-            made[scheme.name] = artefact
-            return search.Trial(
-                scheme=scheme, closeness=artefact.closeness, reasons=artefact.reasons
-            )
-
-        history, done = search.run(ladder, attempt)
-        rejected = [
-            self._lost(trial, made.get(trial.scheme.name))
-            for position, trial in enumerate(history)
-            if position != done.chosen
-        ]
-        best = None if done.chosen is None else made[history[done.chosen].scheme.name]
-        return best, len(history), rejected
-
-    def _attempt(self, spec: PassSpec, scheme: Scheme, parent: Made) -> Made:
-        calibrator = self._workshop.calibrator(self._engine)
-        assert calibrator is not None
-        model = PASSES.get(spec.name).apply(
-            self._workshop.normal(self._engine).model, scheme, calibrator=calibrator
+    def _space(self) -> tuple[Space, list[Rejected]]:
+        """What the recipe lets the search compose, and which of its passes cannot be run here."""
+        if isinstance(self._workshop.source, TfliteSource):
+            return Space(), []
+        specs = self._workshop.recipe.passes
+        asked = specs is not None
+        if specs is None:
+            specs = tuple(PassSpec(name=name) for name in PASSES.names())
+        refused: list[Rejected] = []
+        prefix: list[Step] = []
+        found: dict[Kind, list[tuple[Step, ...]]] = {kind: [] for kind in get_args(Kind)}
+        for spec in specs:
+            kind = PASSES.get(spec.name).kind
+            offers = self._offers(spec)
+            if offers and PASSES.get(spec.name).needs_samples and not self._has_samples:
+                refused.append(self._refused(spec.name, "no calibration samples: give --data"))
+            elif offers and asked and kind != "precision":
+                prefix.append(offers[0])
+            elif offers and kind == "precision":
+                found[kind] += _families(offers)
+            elif offers and self._has_samples and self._is_timed:
+                found[kind].append(offers)
+            elif asked and not offers:
+                reason = f"nothing to do on this model, or not for {self._engine.name} here"
+                refused.append(self._refused(spec.name, reason))
+        space = Space(
+            prefix=tuple(prefix),
+            families=tuple(found["precision"]),
+            preparations=tuple(found["preparation"]),
+            rewrites=tuple(found["rewrite"]),
+            blocks=blocks_of(self._workshop.normal(self._engine).model),
         )
-        name = f"{self._prefix}-{scheme.name.replace('/', '-')}"
-        path = self._target.finish(self._workshop.write(model, name))
-        made = self._judged(scheme.name, scheme.precision, path)
-        if made.evidence == "executed":
-            made = self._timed(made, parent=parent)
-        problems = self._target.lint(path, self._engine)
-        verdict = gate.judge(made.figures, self._workshop.recipe.budget)
-        return replace(made, reasons=(*problems, *verdict))
+        return space, refused
 
-    def _judged(self, scheme: str, precision: str, path: Path) -> Made:
-        """Run an artefact on all samples and compare it with the source."""
-        workshop = self._workshop
-        options_here = self._target.options_here(self._profile, self._engine)
-        answers = workshop.answers(path, engine=self._engine_here(), options=options_here)
-        reference, samples = workshop.reference, workshop.parts.evaluation
-        error = max_abs_error(reference.golden, answers.golden)
-        found = None
-        if reference.evaluation is not None and answers.evaluation is not None:
-            assert samples is not None
-            metric = workshop.recipe.metric
-            found = evaluate(reference.evaluation, answers.evaluation, samples, metric=metric)
-            error = max(error, found.max_abs_error)
-        needs, operators = graph_facts(path)
-        return Made(
+    def _offers(self, spec: PassSpec) -> tuple[Step, ...]:
+        model = self._workshop.normal(self._engine).model
+        return PASSES.get(spec.name).offers(
+            spec.options, model=model, engine=self._engine, style=self._target.style
+        )
+
+    def _explore(self, space: Space) -> tuple[list[Trial], bool]:
+        """Make one scheme after the other until nothing more is worth it."""
+        limits = self._workshop.recipe.search
+        started_s = self._now()
+        history: list[Trial] = []
+        while len(history) < limits.trials:
+            proposal = search.propose(space, history)
+            if proposal is None:
+                return history, False
+            if self._now() - started_s > limits.limit_s:
+                return history, True
+            self._say(f"{self._profile.name}: trial {len(history) + 1}, {proposal.scheme.name}")
+            trial = self._trial(proposal)
+            history.append(trial)
+            self._say(f"{self._profile.name}: {_told(trial, self._records[trial.scheme.name])}")
+        return history, False
+
+    def _trial(self, proposal: Proposal) -> Trial:
+        record = self._record(proposal)
+        scheme = proposal.scheme
+        if record.failure is not None:
+            return Trial(scheme=scheme, probe=proposal.probe, reasons=(record.failure,))
+        speed = None
+        if record.timing is not None and record.float_timing is not None:
+            speed = speedup(record.float_timing, record.timing)
+        found = figures(
+            record.selection,
+            size_bytes=record.size_bytes,
+            memory_mb=record.needs.memory_mb,
+            speedup=speed,
+            latency_ms=record.timing.p50_ms if record.timing else None,
+        )
+        reasons, headroom = self._prospect(found)
+        return Trial(
             scheme=scheme,
-            precision=precision,
+            headroom=headroom,
+            noise=record.noise,
+            cost=None if proposal.probe else self._cost(scheme, record, speed),
+            probe=proposal.probe,
+            reasons=(*record.problems, *reasons),
+        )
+
+    def _prospect(self, found: Figures) -> tuple[tuple[str, ...], float | None]:
+        """Why a scheme is not taken, and the headroom that the report can be expected to show."""
+        budget, samples = self._workshop.recipe.budget, self._workshop.parts.evaluation
+        if samples is None or not prospects.provable(budget, later=samples.count):
+            verdict = gate.judge(found, budget)
+            return verdict.reasons, prospects.headroom(found, budget, bounds=False)
+        ahead = prospects.foreseen(found, later=samples.count)
+        verdict = gate.judge(ahead, budget)
+        doubts = tuple(f"the report could not prove it: {why}" for why in verdict.unproven)
+        return (*verdict.reasons, *doubts), prospects.headroom(ahead, budget, bounds=True)
+
+    def _settle(self, history: Sequence[Trial]) -> tuple[list[Trial], tuple[Made, ...]]:
+        """Time the best again and let the gate judge what would ship, until all of it is proven.
+
+        Where nothing can be, the best of what is not refused may ship behind the float model.
+        """
+        trials = list(history)
+        most = self._workshop.recipe.search.variants - 1
+        again = [trials[i].scheme for i in _rivals(trials, most=most)]
+        unproven: list[Made] = []
+        while again:
+            self._time(again)
+            trials = [self._retimed(trial) for trial in trials]
+            rungs = search.ladder(trials, most=most)
+            # What moves up for something that was taken out has not been timed well yet.
+            again = [trials[i].scheme for i in rungs if trials[i].scheme.name not in self._timings]
+            if again and self._is_timed:
+                continue
+            made = [self._made(trials[i].scheme) for i in rungs]
+            wrong = [(i, m) for i, m in zip(rungs, made, strict=True) if not m.verdict.proven]
+            if not wrong:
+                return trials, tuple(made) or tuple(unproven[:1])
+            for i, doubtful in wrong:
+                verdict = doubtful.verdict
+                unproven += [doubtful] if not verdict.refused else []
+                reasons = (*verdict.reasons, *verdict.unproven)
+                trials[i] = msgspec.structs.replace(
+                    trials[i], reasons=tuple(f"on the report's samples: {why}" for why in reasons)
+                )
+            again = [trials[i].scheme for i in search.ladder(trials, most=most)]
+        return trials, tuple(unproven[:1])
+
+    def _time(self, schemes: Sequence[Scheme]) -> None:
+        """Time schemes and float side by side, where they are not known well yet."""
+        new = [scheme for scheme in schemes if scheme.name not in self._timings]
+        if new or not self._timings:
+            found = self._trials.time(new)
+            for name, timing in found.items():
+                self._timings.setdefault(name, (timing, found[FLOAT]))
+
+    def _retimed(self, trial: Trial) -> Trial:
+        if trial.scheme.name not in self._timings:
+            return trial
+        own, parent = self._timings[trial.scheme.name]
+        low, high = speedup_quartiles(parent, own)
+        reasons = trial.reasons
+        if low < 1.0 and not reasons:
+            reasons = (f"not clearly faster than float: {low:.2f}x to {high:.2f}x",)
+        return msgspec.structs.replace(trial, cost=1 / speedup(parent, own), reasons=reasons)
+
+    def _made(self, scheme: Scheme) -> Made:
+        """An artefact with its proof on samples that nothing was chosen by, judged."""
+        self._say(f"{self._profile.name}: proving {scheme.name}")
+        proof, golden = self._trials.prove(scheme)
+        record = self._records[scheme.name]
+        path = self._trials.path(scheme)
+        own, parent = self._timings.get(scheme.name if scheme.steps else FLOAT, (None, None))
+        made = Made(
+            scheme=scheme,
+            precision=scheme.precision or self._target.source_precision(self._engine, path),
             path=path,
             engine=self._engine,
-            evidence=self._target.evidence(self._profile, self._engine),
+            evidence=self._evidence,
             options=self._target.options(self._engine),
-            answers=answers,
-            needs=needs,
-            operators=operators,
-            size_bytes=path.stat().st_size,
-            evaluation=found,
-            largest_error=error,
+            golden=golden,
+            needs=record.needs,
+            operators=record.operators,
+            size_bytes=record.size_bytes,
+            evaluation=proof.evaluation,
+            largest_error=proof.largest_error,
+            rounding=proof.rounding,
+            timing=own,
+            float_timing=parent,
         )
+        budget = self._workshop.recipe.budget
+        return replace(made, verdict=gate.judge(made.figures, budget, is_float=not scheme.steps))
 
-    def _timed(self, made: Made, *, parent: Made | None) -> Made:
-        """Time an artefact beside its float parent, at batch 1, with the first golden sample."""
-        engine = ENGINES.get(self._engine_here())
-        options = self._target.options_here(self._profile, self._engine)
-        files = {"float": (parent or made).path}
-        if parent is not None:
-            files["candidate"] = made.path
-        arrays = self._workshop.parts.golden.arrays
-        inputs = next(iter_batches(self._workshop.inputs, arrays, size=1))
-        taken = [self._one_opening(engine, files, options, inputs) for _ in range(_OPENINGS)]
-        own = "float" if parent is None else "candidate"
-        return replace(
-            made,
-            timing=joined([timings[own] for timings in taken]),
-            float_timing=joined([timings["float"] for timings in taken]),
-        )
+    def _record(self, proposal: Proposal) -> Record:
+        record = self._trials.record(proposal.scheme, probe=proposal.probe)
+        self._records[proposal.scheme.name] = record
+        return record
 
-    def _one_opening(
-        self, engine: Engine, files: Mapping[str, Path], options: Mapping[str, Any], inputs: Tensors
-    ) -> dict[str, Timing]:
-        sessions: dict[str, Session] = {}
-        try:
-            for name, path in files.items():
-                sessions[name] = engine.open(path, options=options)
-            return self._measurer.measure(sessions, inputs)
-        finally:
-            for session in sessions.values():
-                session.close()
+    def _cost(self, scheme: Scheme, record: Record, speed: float | None) -> float:
+        """Time as a share of float's; without a measurement a rank: precisions in the order of the
+        profile, and within one the size, which grows with what stays in float."""
+        if speed is not None:
+            return 1 / speed
+        order = self._engine.precisions
+        place = order.index(scheme.precision) if scheme.precision in order else len(order)
+        share = record.size_bytes / max(self._records[SOURCE].size_bytes, 1)
+        return (1 + place + min(share, 1.0)) / (2 + len(order))
 
-    def _engine_here(self) -> str:
-        """The engine that runs the same format on this machine."""
-        return "litert" if self._engine.name == "tflite-runtime" else self._engine.name
+    def _tried(self, history: Sequence[Trial], chosen: Sequence[str]) -> Iterable[Tried]:
+        losses = [1.0 - (trial.headroom or 0.0) for trial in history]
+        costs = [trial.cost or float("inf") for trial in history]
+        points = list(zip(costs, losses, strict=True))
+        for trial, best in zip(history, search.pareto(points), strict=True):
+            record = self._records[trial.scheme.name]
+            found = record.selection
+            timed = record.timing is not None and trial.cost
+            yield Tried(
+                scheme=trial.scheme.name,
+                engine=self._engine.name,
+                precision=trial.scheme.precision,
+                size_bytes=record.size_bytes or None,
+                speedup=1 / trial.cost if timed and trial.cost else None,
+                agreement=found.agreement if found else None,
+                drop=found.metric.drop if found else None,
+                noise=trial.noise,
+                probe=trial.probe,
+                chosen=trial.scheme.name in chosen,
+                pareto=best and trial.accepted,
+                reasons=trial.reasons,
+            )
 
     def _refused(self, scheme: str, reason: str) -> Rejected:
         return Rejected(scheme=scheme, reason=reason, engine=self._engine.name)
 
-    def _lost(self, trial: search.Trial, made: Made | None) -> Rejected:
-        reason = "; ".join(trial.reasons) or "another scheme agrees better with the source"
-        return Rejected(
-            scheme=trial.scheme.name,
-            reason=reason,
-            engine=self._engine.name,
-            speedup=made.speedup if made else None,
-            agreement=made.evaluation.agreement if made and made.evaluation else None,
-        )
+    @property
+    def _has_samples(self) -> bool:
+        return self._workshop.parts.calibration is not None
+
+    @property
+    def _is_timed(self) -> bool:
+        return self._evidence == "executed"
+
+
+def _families(offers: Sequence[Step]) -> list[tuple[Step, ...]]:
+    """Offers that differ only in how ranges are chosen are as fast as each other: one family."""
+    found: dict[str, list[Step]] = {}
+    for step in offers:
+        speed = {name: value for name, value in step.options.items() if name not in _RANGES}
+        found.setdefault(key_of(speed), []).append(step)
+    return [tuple(family) for family in found.values()]
+
+
+def _rivals(trials: Sequence[Trial], *, most: int) -> list[int]:
+    """What is timed again: what would ship, and what is nearly as fast as the fastest."""
+    rungs = search.ladder(trials, most=most)
+    if not rungs:
+        return []
+    accepted = [(trial.cost or 0.0, i) for i, trial in enumerate(trials) if trial.accepted]
+    fastest = min(cost for cost, _ in accepted)
+    near = [i for cost, i in sorted(accepted) if cost <= fastest * _RIVAL][:_MOST_RIVALS]
+    return sorted({*rungs, *near})
+
+
+def _rejected(entry: Tried, rungs: Sequence[Made]) -> Rejected:
+    reason = "; ".join(entry.reasons)
+    if not reason:
+        names = " and ".join(made.scheme.name for made in rungs)
+        reason = f"within the budget, but {names} ranked before it" if names else "not chosen"
+    return Rejected(
+        scheme=entry.scheme,
+        reason=reason,
+        engine=entry.engine,
+        speedup=entry.speedup,
+        agreement=entry.agreement,
+    )
+
+
+def _told(trial: Trial, record: Record) -> str:
+    """A trial in one line for whoever watches."""
+    found = record.selection
+    parts = [trial.scheme.name]
+    if record.timing is not None and trial.cost:
+        parts.append(f"{1 / trial.cost:.2f}x")
+    if found is not None and found.agreement is not None:
+        parts.append(f"agreement {found.agreement:.3f}")
+    elif found is not None:
+        parts.append(f"{found.metric.name} {found.metric.value:.4g}")
+    return ", ".join([*parts, *trial.reasons])

@@ -16,9 +16,10 @@ from edgekit_converters import gate
 from edgekit_converters.artefact import Made
 from edgekit_converters.assemble import assemble
 from edgekit_converters.bench import SOURCE, Bench, Line, Say
-from edgekit_converters.gate import Gate
+from edgekit_converters.gate import Gate, Verdict
 from edgekit_converters.measure import Measurer
 from edgekit_converters.report import BundleReport, Rejected
+from edgekit_converters.search import KEEP
 from edgekit_converters.summary import Findings, Order
 from edgekit_converters.targets import target_for
 from edgekit_converters.workshop import Workshop
@@ -52,25 +53,30 @@ def build(
         profile=profile,
         order=order,
         gate=outcome,
-        variants={} if outcome.outcome == "refused" else variants(workshop, lines),
+        variants={} if outcome.outcome == "refused" else variants(lines),
+        tried=tuple(tried for line in lines for tried in line.tried),
         rejected=tuple(rejected for line in lines for rejected in line.rejected),
+        truncated=any(line.truncated for line in lines),
+        notes=tuple(note for line in lines for note in line.notes),
         started_s=started_s,
     )
     say(f"{profile.name}: writing the bundle")
     return assemble(workshop, findings)
 
 
-def variants(workshop: Workshop, lines: Sequence[Line]) -> dict[str, Made]:
+def variants(lines: Sequence[Line]) -> dict[str, Made]:
     """What ships, by name, default first.
 
-    Engines come in the order of the profile. With enough data to judge by, a quantised artefact
-    stands before its float parent; without, float is the default.
+    Engines come in the order of the profile. Of each engine, what is proven stands before its
+    float parent, fastest first, so that a list of variants reads as a ladder from the fastest to
+    the most accurate; what the data could not prove stands behind it.
     """
     named: dict[str, Made] = {}
     for line in lines:
-        pair = [line.best, line.parent] if workshop.parts.enough else [line.parent, line.best]
-        for made in pair:
-            if made is not None and not made.reasons:
+        proven = [made for made in line.rungs if not made.verdict.unproven]
+        unproven = [made for made in line.rungs if made.verdict.unproven]
+        for made in (*proven, line.parent, *unproven):
+            if made is not None and not made.verdict.reasons:
                 named[_free_name(made, named)] = made
     return named
 
@@ -107,19 +113,32 @@ def _require_any(workshop: Workshop, profile: DeviceProfile, lines: Sequence[Lin
 
 
 def _outcome(workshop: Workshop, lines: Sequence[Line]) -> Gate:
-    parents = [line.parent for line in lines if line.parent]
-    every_refused = all(parent.reasons for parent in parents)
-    return gate.conclude(
-        float_reasons=parents[0].reasons if every_refused else (),
-        accepted=sum(line.best is not None for line in lines),
-        tried=sum(line.tried for line in lines),
-        enough_data=workshop.parts.enough,
-    )
+    floats = {f"float on {m.engine.name}": m.verdict for line in lines if (m := line.parent)}
+    others = {made.scheme.name: made.verdict for line in lines for made in line.rungs}
+    for line in lines:
+        for tried in line.tried:
+            if tried.reasons and not tried.probe:
+                others.setdefault(tried.scheme, Verdict(reasons=tried.reasons))
+    if workshop.data is None and workshop.recipe.passes != ():
+        unknown = ("accuracy is unknown without samples: give --data",)
+        others.setdefault("everything but float", Verdict(unproven=unknown))
+    return gate.conclude(floats=floats, others=others)
 
 
 def _free_name(made: Made, taken: dict[str, Made]) -> str:
-    kind = "int8" if made.quantised else "float"
+    kind = _kind(made)
     for name in (kind, f"{kind}-{made.engine.accelerator}", f"{kind}-{made.engine.name}"):
         if name not in taken:
             return name
-    return f"{kind}-{len(taken)}"
+    return next(name for n in range(2, len(taken) + 3) if (name := f"{kind}-{n}") not in taken)
+
+
+def _kind(made: Made) -> str:
+    """What people call an artefact: by its precision, mixed where blocks of it stay in float."""
+    steps = made.scheme.steps
+    if steps and steps[-1].options.get(KEEP):
+        return "mixed"
+    precision = (made.scheme.precision or "").partition("-")[0]
+    if precision:
+        return precision
+    return "float" if not steps else steps[-1].name

@@ -19,7 +19,7 @@ import msgspec
 
 from edgekit import profile as profiles_
 from edgekit import recipe as recipe_
-from edgekit import signing
+from edgekit import signing, storage
 from edgekit.errors import (
     EdgekitError,
     GateRefused,
@@ -63,6 +63,12 @@ class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
 @click.option(
     "--input", "shapes", type=InputShape(), multiple=True, help="Fix the shape of an input."
 )
+@click.option(
+    "--fix", "constants", metavar="NAME=VALUE", multiple=True, help="Make an input a constant."
+)
+@click.option(
+    "--trust-pickle", is_flag=True, help="Load pickles, which run whatever code is in them."
+)
 @click.option("--weights", type=_FILE, help="Arrays (.safetensors) in place of the model's.")
 @click.option("--name", help="Name of the model; default from the file's name.")
 @click.option("--version", default="0.1.0", show_default=True, help="Semantic version.")
@@ -70,6 +76,7 @@ class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
 @click.option(
     "--out", type=_FILE, default=Path(), show_default="current folder", help="Where bundles go."
 )
+@click.option("--no-cache", is_flag=True, help="Make and measure everything again.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def build(
     model: Path,
@@ -77,11 +84,14 @@ def build(
     data: Path | None,
     recipe_file: Path | None,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    constants: tuple[str, ...],
+    trust_pickle: bool,
     weights: Path | None,
     name: str | None,
     version: str,
     key: Path | None,
     out: Path,
+    no_cache: bool,
     as_json: bool,
 ) -> None:
     """Build one signed, measured bundle of MODEL per profile.
@@ -90,13 +100,20 @@ def build(
     """
     from edgekit_converters import build as building
     from edgekit_converters import report, source
+    from edgekit_converters.cache import Cache
     from edgekit_converters.console import Console
+    from edgekit_converters.evidence import licences
     from edgekit_converters.measure import Interleaved
+    from edgekit_converters.normalise import parse_constant
     from edgekit_converters.summary import Order
     from edgekit_converters.workshop import Workshop
 
     boards = [profiles_.find(board) for board in dict.fromkeys(names)]
     recipe = recipe_.Recipe() if recipe_file is None else recipe_.read(recipe_file)
+    licences.check(recipe.licences)
+    recipe = msgspec.structs.replace(
+        recipe, constants={**recipe.constants, **dict(parse_constant(text) for text in constants)}
+    )
     signer = signing.own_key() if key is None else signing.SigningKey.read(key)
     order = Order(
         name=_checked_name(name or default_name(model)),
@@ -106,16 +123,19 @@ def build(
     )
     _make_folder(out)
     console = Console(quiet=as_json)
+    cache = Cache(None if no_cache else storage.cache_home() / "build")
+    cache.trim()
     done: list[BundleReport] = []
     failed: list[tuple[str, EdgekitError]] = []
     with _scratch() as scratch, console.steps() as say:
         say(f"reading {model.name}")
         workshop = Workshop(
-            source.read(model, weights=weights),
+            source.read(model, weights=weights, trust_pickle=trust_pickle),
             recipe=recipe,
             shapes=dict(shapes),
             data=data,
             scratch=scratch,
+            cache=cache,
         )
         for board in boards:
             try:

@@ -48,6 +48,8 @@ class Console:
             self._line(f"  {reason}")
         for variant in found.variants:
             self._line(f"  {variant.name:<10} {_described(variant)}")
+        if found.tried:
+            self._line(f"  search     {_search(found)}")
         for rejected in found.rejected:
             self._line(f"  rejected   {rejected.scheme}: {rejected.reason}", style="dim")
         for note in found.notes:
@@ -76,6 +78,14 @@ def _engines(profile: DeviceProfile) -> str:
     for engine in profile.engines:
         places.setdefault(engine.name, []).append(engine.accelerator)
     return ", ".join(f"{name} ({', '.join(found)})" for name, found in places.items())
+
+
+def _search(found: BundleReport) -> str:
+    probes = sum(tried.probe for tried in found.tried)
+    text = f"{len(found.tried) - probes} schemes made and measured"
+    if probes:
+        text += f", {probes} probes of single blocks"
+    return text + (", ended by the time limit" if found.truncated else "")
 
 
 def _described(variant: VariantReport) -> str:

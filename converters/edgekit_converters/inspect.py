@@ -1,40 +1,63 @@
-"""Inspect: what a model is and what it costs, read from its graph.
+"""Inspect: what a model is and what it costs, read from its graph; nothing is run.
 
-MACs are multiplications of convolutions and matrix products at batch 1, where shapes are known.
-Peak activation memory is the largest sum of tensors that are alive at once when nodes run in order,
-without in-place reuse: an upper bound for an engine that frees what it no longer needs.
+Inputs, outputs and operators are the file's own. Costs are counted on the same graph with its
+constants computed, so that shapes which an exporter left to be computed are known.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from math import prod
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
-from onnx import helper
 
+from edgekit.errors import UsageError
 from edgekit.manifest import TensorSpec
 from edgekit.structs import Strict
-from edgekit_converters.normalise import normalise, opset_of
-from edgekit_converters.source import TfliteSource, read
+from edgekit_converters.activations import peak_activation_bytes
+from edgekit_converters.macs import (
+    Shape,
+    constants_in,
+    counting_notes,
+    macs_by_node,
+    shapes_of,
+    size_of,
+)
+from edgekit_converters.normal.constants import fold_constants
+from edgekit_converters.normal.graphs import graphs_in
+from edgekit_converters.normal.infer import infer
+from edgekit_converters.normalise import Constants, Shapes, normalise, opset_of, unknown_shapes
+from edgekit_converters.source import OnnxSource, Source, TfliteSource, read
+
+__all__ = [
+    "ModelFacts",
+    "Shape",
+    "facts_of",
+    "inspect_model",
+    "macs_by_node",
+    "operators",
+    "peak_activation_bytes",
+    "rows",
+    "shapes_of",
+]
 
 _NO_LIMIT = 1 << 16
 _LATEST_OPSET = onnx.defs.onnx_opset_version()
-
-Shape = tuple[int, ...]
+_NAMED = 5
 
 
 class ModelFacts(Strict, frozen=True, kw_only=True):
     """A model in numbers; None where the format or unknown shapes do not tell.
 
     Attributes:
-        operators: how many nodes of each type.
-        parameters: values in initialisers.
+        operators: how many nodes of each type, those of subgraphs included.
+        parameters: values in constants, those of subgraphs included.
+        weight_bytes: what they take in the file.
         macs: multiply-accumulates of one sample.
         peak_activation_bytes: of one sample.
         unknown: nodes whose shapes are not known, and whose MACs are not counted.
+        unknown_shapes: tensors whose sizes are not known, which leaves the peak unknown.
     """
 
     format: str
@@ -43,132 +66,112 @@ class ModelFacts(Strict, frozen=True, kw_only=True):
     outputs: tuple[TensorSpec, ...]
     operators: dict[str, int]
     parameters: int | None = None
+    weight_bytes: int | None = None
     macs: int | None = None
     peak_activation_bytes: int | None = None
     unknown: tuple[str, ...] = ()
+    unknown_shapes: tuple[str, ...] = ()
     opset: int | None = None
     ir: int | None = None
     notes: tuple[str, ...] = ()
 
 
-def inspect_model(path: Path) -> ModelFacts:
-    """Facts about a model file, raising `ModelError` where it cannot be read."""
-    source = read(path)
-    if isinstance(source, TfliteSource):
-        return _inspect_tflite(source)
+def inspect_model(
+    path: Path, *, shapes: Shapes | None = None, constants: Constants | None = None
+) -> ModelFacts:
+    """Facts about a model file; see `facts_of`.
+
+    Raises:
+        ModelError: the file cannot be read, or is no model.
+    """
+    return facts_of(read(path), shapes=shapes or {}, constants=constants or {})
+
+
+def facts_of(source: Source, *, shapes: Shapes, constants: Constants) -> ModelFacts:
+    """Facts about a model.
+
+    Args:
+        shapes: sizes for inputs of an ONNX model by name; -1 leaves an axis to the caller.
+        constants: values for inputs of an ONNX model that are to be constants.
+
+    Raises:
+        UsageError: a shape or constant does not fit the model.
+        ModelError: the model has inputs or outputs that cannot be served.
+    """
+    if isinstance(source, OnnxSource):
+        return _onnx_facts(source, shapes, constants)
+    if shapes or constants:
+        raise UsageError(f"{source.path} is a TFLite model, whose inputs cannot be fixed")
+    return _tflite_facts(source)
+
+
+def operators(model: onnx.ModelProto) -> dict[str, int]:
+    """How many nodes of each type, most frequent first; those of subgraphs count too."""
+    counts = Counter(node.op_type for graph in graphs_in(model.graph) for node in graph.node)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _onnx_facts(source: OnnxSource, shapes: Shapes, fixed: Constants) -> ModelFacts:
     normal = normalise(
-        source.model, shapes={}, max_opset=_LATEST_OPSET, max_ir=_NO_LIMIT, fold=False
+        source.model,
+        shapes=shapes,
+        constants=fixed,
+        max_opset=_LATEST_OPSET,
+        max_ir=_NO_LIMIT,
+        fold=False,
     )
-    macs, unknown = macs_by_node(normal.model)
+    notes = list(normal.notes)
+    model = normal.model
+    fold_constants(model, [])
+    infer(model, notes)
+    macs, unknown = macs_by_node(model)
+    peak = peak_activation_bytes(model)
+    tensors = list(constants_in(source.model.graph))
     return ModelFacts(
         format="onnx",
         sha256=source.sha256,
         inputs=normal.inputs,
         outputs=normal.outputs,
-        operators=operators(normal.model),
-        parameters=sum(prod(tensor.dims) for tensor in source.model.graph.initializer),
-        macs=sum(macs.values()),
-        peak_activation_bytes=peak_activation_bytes(normal.model),
+        operators=operators(source.model),
+        parameters=sum(size_of(tensor) for tensor in tensors),
+        weight_bytes=sum(_stored_bytes(tensor) for tensor in tensors),
+        macs=sum(macs.values()) if macs or not unknown else None,
+        peak_activation_bytes=peak,
         unknown=unknown,
+        unknown_shapes=unknown_shapes(model) if peak is None else (),
         opset=opset_of(source.model),
         ir=source.model.ir_version,
-        notes=normal.notes,
+        notes=(*notes, *counting_notes(model)),
     )
 
 
-def operators(model: onnx.ModelProto) -> dict[str, int]:
-    """How many nodes of each type, most frequent first."""
-    counts = Counter(node.op_type for node in model.graph.node)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+def _stored_bytes(tensor: onnx.TensorProto) -> int:
+    """What the values take, without the tensor's name and shape."""
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data)
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return sum(len(text) for text in tensor.string_data)
+    return size_of(tensor) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
-def macs_by_node(model: onnx.ModelProto) -> tuple[dict[str, int], tuple[str, ...]]:
-    """MACs of each node with weights or matrix products, and the nodes of unknown shape."""
-    shapes = shapes_of(model)
-    found: dict[str, int] = {}
-    unknown = []
-    for node in model.graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            continue
-        macs = _macs(node, shapes)
-        if macs is None:
-            unknown.append(node.name or node.output[0])
-        else:
-            found[node.name or node.output[0]] = macs
-    return found, tuple(unknown)
-
-
-def peak_activation_bytes(model: onnx.ModelProto) -> int | None:
-    """The largest sum of live tensors for one sample; None where a shape is not known."""
-    sizes = _tensor_bytes(model)
-    graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    last_use = {name: i for i, node in enumerate(graph.node) for name in node.input}
-    last_use |= {value.name: len(graph.node) for value in graph.output}
-    alive = {value.name for value in graph.input} - constants
-    peak = 0
-    for i, node in enumerate(graph.node):
-        alive |= {name for name in node.output if name}
-        if not alive <= sizes.keys():
-            return None
-        peak = max(peak, sum(sizes[name] for name in alive))
-        alive = {name for name in alive if last_use.get(name, -1) > i}
-    return peak
-
-
-def shapes_of(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Known shapes by tensor; the caller's axes count as 1 where they come first."""
-    shapes: dict[str, Shape] = {t.name: tuple(t.dims) for t in model.graph.initializer}
-    graph = model.graph
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        kind = value.type.tensor_type
-        if not kind.HasField("shape"):
-            continue
-        dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim]
-        if dims and dims[0] == -1:
-            dims[0] = 1
-        if -1 not in dims:
-            shapes[value.name] = tuple(dims)
-    return shapes
-
-
-def _macs(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:
-    first, second = shapes.get(node.input[0]), shapes.get(node.input[1])
-    output = shapes.get(node.output[0])
-    if first is None or second is None or output is None:
-        return None
-    if node.op_type == "Conv":
-        return prod(output) * prod(second[1:])
-    if node.op_type == "ConvTranspose":
-        return prod(first) * prod(second[1:])
-    if node.op_type == "Gemm":
-        transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        return prod(output) * (first[0] if transposed else first[1])
-    return prod(output) * first[-1]
-
-
-def _tensor_bytes(model: onnx.ModelProto) -> dict[str, int]:
-    shapes = shapes_of(model)
-    graph = model.graph
-    sizes = {}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        element = value.type.tensor_type.elem_type
-        if value.name in shapes and element not in (0, onnx.TensorProto.STRING):
-            itemsize = helper.tensor_dtype_to_np_dtype(element).itemsize
-            sizes[value.name] = prod(shapes[value.name]) * itemsize
-    return sizes
-
-
-def _inspect_tflite(source: TfliteSource) -> ModelFacts:
+def _tflite_facts(source: TfliteSource) -> ModelFacts:
+    # Both import LiteRT, which not every workstation has.
     from edgekit_converters.targets.litert import open_source, operator_counts
+    from edgekit_converters.tflite import facts
 
     inputs, outputs = open_source(source)
+    found = facts(source.path)
     return ModelFacts(
         format="tflite",
         sha256=source.sha256,
         inputs=inputs,
         outputs=outputs,
         operators=operator_counts(source),
+        parameters=found.parameters,
+        weight_bytes=found.weight_bytes,
+        macs=found.macs,
+        peak_activation_bytes=found.peak_activation_bytes,
+        unknown=found.unknown,
     )
 
 
@@ -179,13 +182,25 @@ def rows(facts: ModelFacts) -> Sequence[tuple[str, str]]:
         lines.append(("opset, IR", f"{facts.opset}, {facts.ir}"))
     for title, specs in (("input", facts.inputs), ("output", facts.outputs)):
         lines += [(title, f"{s.name} {s.datatype} {list(s.shape)}") for s in specs]
-    if facts.parameters is not None:
-        lines.append(("parameters", f"{facts.parameters:,}"))
+    if facts.parameters is not None and facts.weight_bytes is not None:
+        size = f"{facts.weight_bytes / 1e6:.2f} MB"
+        lines.append(("parameters", f"{facts.parameters:,} in {size}"))
     if facts.macs is not None:
-        lines.append(("MACs", f"{facts.macs:,}"))
+        missing = f", without {_few(facts.unknown)}" if facts.unknown else ""
+        lines.append(("MACs", f"{facts.macs:,}{missing}"))
+    elif facts.unknown:
+        lines.append(("MACs", f"not known: no shapes of {_few(facts.unknown)}"))
     if facts.peak_activation_bytes is not None:
         lines.append(("peak activations", f"{facts.peak_activation_bytes / 1e6:.1f} MB"))
+    elif facts.unknown_shapes:
+        unknown = f"not known: no size of {_few(facts.unknown_shapes)}; give --input NAME=SHAPE"
+        lines.append(("peak activations", unknown))
     counts = ", ".join(f"{name} {count}" for name, count in facts.operators.items())
     lines.append(("operators", counts))
     lines += [("note", note) for note in facts.notes]
     return lines
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -10,7 +10,17 @@ from onnx import helper
 from edgekit.profile import DeviceProfile, EngineSpec
 from edgekit_converters.targets import target_for
 
-PRECISIONS = frozenset({"fp32", "fp16", "int8", "int8-qdq-u8s8", "int8-qdq-s8s8"})
+PRECISIONS = frozenset(
+    {
+        "fp32",
+        "fp16",
+        "int8",
+        "int8-qdq-u8s8",
+        "int8-qdq-s8s8",
+        "int8-dynamic",
+        "int4-weights",
+    }
+)
 
 
 def lint(profile: DeviceProfile, *, file_stem: str) -> tuple[str, ...]:

@@ -1,247 +1,218 @@
-"""Plots: small SVG drawings from plain numbers, styled by the page that holds them.
+"""Plots: distributions, intervals and amounts as small SVG drawings from plain numbers.
 
-Each function returns one `<svg>` that scales with its column, carries a title for screen readers,
-and takes its colours from CSS classes, so that it follows a light or dark page. Texts are escaped
-here; no caller passes markup.
+Each function returns one drawing in the frame of `edgekit_converters.axes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from math import ceil, floor, log10
 
-import msgspec
+from edgekit_converters.axes import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Axis,
+    at_x,
+    at_y,
+    frame,
+    horizontal,
+    svg,
+)
 
-WIDTH, HEIGHT = 520, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 18, 14, 44
-_TICKS = 5
-_TEXT_PX = 6.6
-
-
-class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """A point of a scatter plot.
-
-    Attributes:
-        style: CSS class: `ship`, `float` or `lost`.
-        low, high: ends of an interval around `y`, where there is one.
-    """
-
-    x: float
-    y: float
-    label: str
-    style: str
-    low: float | None = None
-    high: float | None = None
-
-
-class Axis(msgspec.Struct, frozen=True, kw_only=True):
-    """One axis: its text and the values at its ends."""
-
-    label: str
-    low: float
-    high: float
-
-    def share(self, value: float) -> float:
-        """Where a value stands, 0 to 1."""
-        span = self.high - self.low
-        return 0.5 if span == 0 else min(max((value - self.low) / span, 0.0), 1.0)
-
-    def ticks(self) -> list[float]:
-        """Round values within the axis."""
-        span = self.high - self.low
-        if span <= 0:
-            return [self.low]
-        raw = span / _TICKS
-        unit = 10.0 ** floor(log10(raw))
-        step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw)
-        first = ceil(self.low / step - 1e-9)
-        count = floor(self.high / step + 1e-9) - first + 1
-        return [(first + i) * step for i in range(count)]
-
-
-def scatter(points: Sequence[Point], *, x: Axis, y: Axis, title: str, front: bool = False) -> str:
-    """Points with labels; `front` joins those that no other point beats (less x, more y)."""
-    parts = [_frame(x, y)]
-    if front and len(best := pareto(points)) > 1:
-        path = " ".join(f"{_x(p.x, x):.1f},{_y(p.y, y):.1f}" for p in best)
-        parts.append(f'<polyline class="front" points="{path}"/>')
-    taken: list[tuple[float, float, float]] = [
-        (_x(p.x, x) - 6, _x(p.x, x) + 6, _y(p.y, y) + 4) for p in points
-    ]
-    labels: list[str] = []
-    for point in points:
-        cx, cy = _x(point.x, x), _y(point.y, y)
-        if point.low is not None and point.high is not None:
-            parts.append(
-                f'<line class="interval" x1="{cx:.1f}" x2="{cx:.1f}"'
-                f' y1="{_y(point.low, y):.1f}" y2="{_y(point.high, y):.1f}"/>'
-            )
-        parts.append(f'<circle class="{escape(point.style)}" cx="{cx:.1f}" cy="{cy:.1f}" r="5"/>')
-        labels.append(_label(point.label, cx, cy, taken))
-    return _svg([*parts, *labels], title)
+_NAMES_PX = 150
+_MOST_DOTS = 600
+_SHOWN = 0.995
 
 
 def cloud(pairs: Sequence[tuple[float, float]], *, x: Axis, y: Axis, title: str) -> str:
     """Many small points around the diagonal where x equals y."""
-    parts = [_frame(x, y)]
     low, high = max(x.low, y.low), min(x.high, y.high)
-    parts.append(
-        f'<line class="front" x1="{_x(low, x):.1f}" y1="{_y(low, y):.1f}"'
-        f' x2="{_x(high, x):.1f}" y2="{_y(high, y):.1f}"/>'
-    )
-    parts += [
-        f'<circle class="dot" cx="{_x(a, x):.1f}" cy="{_y(b, y):.1f}" r="2.2"/>' for a, b in pairs
+    parts = [
+        frame(x, y),
+        f'<line class="front" x1="{at_x(low, x):.1f}" y1="{at_y(low, y):.1f}"'
+        f' x2="{at_x(high, x):.1f}" y2="{at_y(high, y):.1f}"/>',
     ]
-    return _svg(parts, title)
+    parts += [
+        f'<circle class="dot" cx="{at_x(a, x):.1f}" cy="{at_y(b, y):.1f}" r="2.2"/>'
+        for a, b in pairs
+    ]
+    return svg(parts, title)
 
 
 def strips(rows: Sequence[tuple[str, Sequence[float], str]], *, label: str, title: str) -> str:
     """One row of dots for each named sequence of values, with its median as a bar."""
     values = sorted(v for _, row, _ in rows for v in row)
     # A single stall of the machine would else squeeze everything else to the left.
-    high = values[min(int(len(values) * 0.995), len(values) - 1)]
-    x = Axis(label=label, low=0.0, high=high * 1.05)
-    height = _TOP + _BOTTOM + 56 * len(rows)
-    parts = [_x_axis(x, height)]
+    high = values[min(int(len(values) * _SHOWN), len(values) - 1)]
+    x = Axis(label=label, low=0.0, high=high * 1.05 or 1.0)
+    height = TOP + BOTTOM + 56 * len(rows)
+    parts = [horizontal(x, height)]
     for number, (name, row, style) in enumerate(rows):
-        middle = _TOP + 56 * number + 34
-        parts.append(f'<text class="name" x="{_LEFT}" y="{middle - 20}">{escape(name)}</text>')
-        for position, value in enumerate(row):
+        middle = TOP + 56 * number + 34
+        parts.append(
+            f'<text class="name" x="{LEFT}" y="{middle - 20}">{escape(_short(name, 60))}</text>'
+        )
+        for position, value in enumerate(_thinned(row)):
             # A fixed pattern spreads dots of one value; it carries no meaning.
             offset = (position * 7 % 13 - 6) * 1.6
             parts.append(
-                f'<circle class="{escape(style)} faint" cx="{_x(value, x):.1f}"'
+                f'<circle class="{escape(style)} faint" cx="{at_x(value, x):.1f}"'
                 f' cy="{middle + offset:.1f}" r="2"/>'
             )
-        median = _x(sorted(row)[len(row) // 2], x)
+        median = at_x(sorted(row)[len(row) // 2], x)
         parts.append(
             f'<line class="median" x1="{median:.1f}" x2="{median:.1f}"'
             f' y1="{middle - 14}" y2="{middle + 14}"/>'
         )
-    return _svg(parts, title, height=height)
+    return svg(parts, title, height=height)
 
 
 def histogram(counts: Sequence[int], *, high: float, label: str, title: str) -> str:
     """Bars of equal width from 0 to `high`."""
     x = Axis(label=label, low=0.0, high=high)
     y = Axis(label="samples", low=0.0, high=float(max(counts) or 1))
-    width = (WIDTH - _LEFT - _RIGHT) / len(counts)
-    parts = [_frame(x, y)]
-    for position, count in enumerate(counts):
-        top = _y(count, y)
+    width = (WIDTH - LEFT - RIGHT) / len(counts)
+    parts = [frame(x, y)]
+    for position, number in enumerate(counts):
+        top = at_y(number, y)
         parts.append(
-            f'<rect class="bar" x="{_LEFT + position * width:.1f}" y="{top:.1f}"'
-            f' width="{max(width - 1, 1):.1f}" height="{HEIGHT - _BOTTOM - top:.1f}"/>'
+            f'<rect class="bar" x="{LEFT + position * width:.1f}" y="{top:.1f}"'
+            f' width="{max(width - 1, 1):.1f}" height="{HEIGHT - BOTTOM - top:.1f}"/>'
         )
-    return _svg(parts, title)
+    return svg(parts, title)
 
 
-def bars(rows: Sequence[tuple[str, float, float]], *, names: tuple[str, str], title: str) -> str:
-    """Two bars for each named row, on one scale; each bar ends in its value."""
-    most = max((max(a, b) for _, a, b in rows), default=1.0) or 1.0
-    left, step = 150, 30
-    space = WIDTH - left - 60
-    parts = []
-    for number, (name, *pair) in enumerate(rows):
-        top = _TOP + number * step
-        parts.append(f'<text class="name" x="{left - 8}" y="{top + 15}" text-anchor="end">')
-        parts.append(f"{escape(_short(name, 20))}</text>")
-        for row, (value, style) in enumerate(zip(pair, ("float", "ship"), strict=True)):
-            width = space * value / most
-            y = top + row * 11
+def intervals(
+    rows: Sequence[tuple[str, float, tuple[float, float] | None, str]],
+    *,
+    x: Axis,
+    title: str,
+    limit: float | None = None,
+) -> str:
+    """A point and its interval for each named row; `limit` draws a line across all."""
+    height = TOP + BOTTOM + 34 * len(rows)
+    parts = [horizontal(x, height, left=_NAMES_PX)]
+    if limit is not None:
+        at = at_x(limit, x, left=_NAMES_PX)
+        parts.append(
+            f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>'
+        )
+    for number, (name, value, ends, style) in enumerate(rows):
+        middle = TOP + 34 * number + 17
+        parts.append(_row_name(name, middle + 4))
+        if ends is not None:
+            low, high = (at_x(end, x, left=_NAMES_PX) for end in ends)
             parts.append(
-                f'<rect class="{style}" x="{left}" y="{y}" width="{width:.1f}" height="9">'
-                f"<title>{escape(names[row])}: {value:g}</title></rect>"
-                f'<text class="tick" x="{left + width + 4:.1f}" y="{y + 8}">{value:g}</text>'
+                f'<line class="interval" x1="{low:.1f}" x2="{high:.1f}" y1="{middle}"'
+                f' y2="{middle}"/>'
             )
-    return _svg(parts, title, height=_TOP + len(rows) * step + 6)
-
-
-def pareto(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats in both: less x and more y; by x."""
-    best: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.x, -p.y)):
-        if not best or point.y > best[-1].y:
-            best.append(point)
-    return best
-
-
-def around(label: str, values: Sequence[float], *, low: float | None = None) -> Axis:
-    """An axis that shows all values with some air; `low` fixes its lower end."""
-    smallest, largest = min(values), max(values)
-    air = (largest - smallest) * 0.12 or abs(largest) * 0.1 or 1.0
-    return Axis(label=label, low=smallest - air if low is None else low, high=largest + air)
-
-
-def _frame(x: Axis, y: Axis) -> str:
-    parts = [_x_axis(x, HEIGHT)]
-    for tick in y.ticks():
-        height = _y(tick, y)
         parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}"'
-            f' y1="{height:.1f}" y2="{height:.1f}"/>'
-            f'<text class="tick" x="{_LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">'
-            f"{tick:g}</text>"
+            f'<circle class="{escape(style)}" cx="{at_x(value, x, left=_NAMES_PX):.1f}"'
+            f' cy="{middle}" r="5.5"/>'
         )
-    middle = (HEIGHT - _BOTTOM + _TOP) / 2
-    parts.append(
-        f'<text class="axis" transform="translate(14 {middle:.0f}) rotate(-90)"'
-        f' text-anchor="middle">{escape(y.label)}</text>'
-    )
-    return "".join(parts)
+    return svg(parts, title, height=height)
 
 
-def _x_axis(x: Axis, height: float) -> str:
-    base = height - _BOTTOM
-    parts = [f'<line class="base" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>']
-    parts += [
-        f'<text class="tick" x="{_x(tick, x):.1f}" y="{base + 16}" text-anchor="middle">'
-        f"{tick:g}</text>"
-        for tick in x.ticks()
-    ]
-    middle = (WIDTH - _RIGHT + _LEFT) / 2
-    parts.append(
-        f'<text class="axis" x="{middle:.0f}" y="{height - 8}" text-anchor="middle">'
-        f"{escape(x.label)}</text>"
-    )
-    return "".join(parts)
-
-
-def _label(text: str, cx: float, cy: float, taken: list[tuple[float, float, float]]) -> str:
-    """A text beside its point: the first place around it that is free and within the frame.
+def bars(rows: Sequence[tuple[str, Sequence[tuple[float, str, str]]]], *, title: str) -> str:
+    """Bars for each named row, on one scale.
 
     Args:
-        taken: left end, right end and height of the texts that stand already; this one is added.
+        rows: names, each with its bars: length, CSS class, and the text at its end.
     """
-    width = len(text) * _TEXT_PX
-    left, right = cx - 9 - width, cx + 9
-    places = [(x, cy + 4 + 13 * row) for row in (0, -1, 1, -2, 2, 3, 4, 5) for x in (right, left)]
-    inside = [(x, y) for x, y in places if x >= _LEFT and x + width <= WIDTH - 2] or places
-    free = [
-        (x, y)
-        for x, y in inside
-        if all(abs(y - v) >= 13 or x >= high or x + width <= low for low, high, v in taken)
-    ]
-    x, y = (free or inside)[0]
-    taken.append((x, x + width, y))
-    return f'<text class="name" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
+    most = max((length for _, each in rows for length, _, _ in each), default=1.0) or 1.0
+    space = WIDTH - _NAMES_PX - 80
+    parts: list[str] = []
+    top = float(TOP)
+    for name, each in rows:
+        parts.append(_row_name(name, top + 5.5 * len(each) + 3))
+        for length, style, text in each:
+            width = max(space * length / most, 0.0)
+            parts.append(
+                f'<rect class="{escape(style)}" x="{_NAMES_PX}" y="{top:.1f}"'
+                f' width="{width:.1f}" height="9" rx="1.5"/>'
+                f'<text class="tick" x="{_NAMES_PX + width + 5:.1f}" y="{top + 8.5:.1f}">'
+                f"{escape(text)}</text>"
+            )
+            top += 11
+        top += 9
+    return svg(parts, title, height=top)
 
 
-def _svg(parts: Sequence[str], title: str, *, height: float = HEIGHT) -> str:
+def mirrored(
+    columns: Sequence[tuple[str, float, float, str, str]], *, names: tuple[str, str], title: str
+) -> str:
+    """For each column a bar up and, on a scale of its own, a bar down.
+
+    Args:
+        columns: text below, height up (negative is drawn as 0), height down, CSS class of the bar
+            up, and what a pointer that rests on it is told.
+        names: of what goes up and of what goes down.
+    """
+    highest = max((up for _, up, _, _, _ in columns), default=0.0) or 1.0
+    deepest = max((down for _, _, down, _, _ in columns), default=0.0) or 1.0
+    base, above, below = 170.0, 140.0, 64.0
+    step = (WIDTH - LEFT - RIGHT) / max(len(columns), 1)
+    width = min(step * 0.72, 40.0)
+    parts = [f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>']
+    for name, at in ((names[0], base - above / 2), (names[1], base + 20 + below / 2)):
+        parts.append(
+            f'<text class="axis" transform="translate(12 {at:.0f}) rotate(-90)"'
+            f' text-anchor="middle">{escape(name)}</text>'
+        )
+    for text, at in (
+        (f"{100 * highest:.3g} %", base - above + 4),
+        (f"{100 * deepest:.3g} %", base + 20 + below),
+    ):
+        parts.append(
+            f'<text class="tick" x="{LEFT - 6}" y="{at:.0f}" text-anchor="end">{text}</text>'
+        )
+    for number, (name, up, down, style, told) in enumerate(columns):
+        middle = LEFT + step * (number + 0.5)
+        tall, deep = above * max(up, 0.0) / highest, below * max(down, 0.0) / deepest
+        parts.append(
+            f'<g><title>{escape(told)}</title><rect class="{escape(style)}"'
+            f' x="{middle - width / 2:.1f}" y="{base - tall:.1f}" width="{width:.1f}"'
+            f' height="{tall:.1f}"/><text class="tick" x="{middle:.1f}" y="{base + 14}"'
+            f' text-anchor="middle">{escape(name)}</text><rect class="share"'
+            f' x="{middle - width / 2:.1f}" y="{base + 20}" width="{width:.1f}"'
+            f' height="{deep:.1f}"/></g>'
+        )
+    return svg(parts, title, height=base + 20 + below + 12)
+
+
+def lines(rows: Sequence[Sequence[float]], *, title: str) -> str:
+    """Each row of values as a line across the drawing, one below the other."""
+    height = 110
+    room = (height - 8) / max(len(rows), 1)
+    parts = []
+    for number, row in enumerate(rows):
+        low, high = min(row), max(row)
+        span = (high - low) or 1.0
+        base = 4 + room * (number + 1)
+        step = WIDTH / max(len(row) - 1, 1)
+        path = " ".join(
+            f"{i * step:.1f},{base - (value - low) / span * room * 0.9:.1f}"
+            for i, value in enumerate(row)
+        )
+        parts.append(f'<polyline class="signal" points="{path}"/>')
+    return svg(parts, title, height=height)
+
+
+def _row_name(name: str, y: float) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+        f'<text class="name" x="{_NAMES_PX - 8}" y="{y:.1f}" text-anchor="end">'
+        f"<title>{escape(name)}</title>{escape(_short(name, 20))}</text>"
     )
+
+
+def _thinned(row: Sequence[float]) -> Sequence[float]:
+    """At most so many values that a page stays small, evenly chosen."""
+    return row if len(row) <= _MOST_DOTS else row[:: -(-len(row) // _MOST_DOTS)]
 
 
 def _short(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _x(value: float, axis: Axis) -> float:
-    return _LEFT + axis.share(value) * (WIDTH - _LEFT - _RIGHT)
-
-
-def _y(value: float, axis: Axis) -> float:
-    return HEIGHT - _BOTTOM - axis.share(value) * (HEIGHT - _TOP - _BOTTOM)

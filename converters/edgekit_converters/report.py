@@ -17,6 +17,7 @@ from edgekit.structs import Strict
 from edgekit_converters.evaluate import Evaluation, Interval, Metric
 from edgekit_converters.gate import Gate
 from edgekit_converters.measure import Timing
+from edgekit_converters.passes import Step
 
 REPORT_JSON = "reports/report.json"
 REPORT_HTML = "reports/report.html"
@@ -51,8 +52,10 @@ class VariantReport(Strict, frozen=True, kw_only=True):
     """One variant of the bundle.
 
     Attributes:
-        proven: whether enough data judged it.
-        scheme: how it was made.
+        proven: whether the data shows, with 95 % confidence, that it keeps within the budget.
+        unproven: what the data cannot show.
+        warnings: what a reader should know, though the budget does not forbid it.
+        scheme: how it was made; `steps` as a recipe can repeat it.
         memory_mb: an estimate from sizes: weights twice, and peak activations.
     """
 
@@ -72,8 +75,11 @@ class VariantReport(Strict, frozen=True, kw_only=True):
     evidence: Evidence
     figure_evidence: FigureEvidence
     proven: bool
+    unproven: tuple[str, ...]
     scheme: str
+    steps: tuple[Step, ...]
     memory_mb: int
+    warnings: tuple[str, ...] = ()
 
 
 class Rejected(Strict, frozen=True, kw_only=True):
@@ -86,11 +92,40 @@ class Rejected(Strict, frozen=True, kw_only=True):
     agreement: float | None = None
 
 
+class Tried(Strict, frozen=True, kw_only=True):
+    """A scheme that the search made, in the order in which it was made.
+
+    All figures come from the selection samples, by which the search chose; what ships is reported
+    on others.
+
+    Attributes:
+        noise: power of the error of its answers over their own.
+        probe: made to see what one block of the model does to the answers; never timed.
+        chosen: it ships.
+        pareto: nothing that was accepted is both faster and closer to the float model.
+        reasons: why it does not ship; empty where another one ranked before it.
+    """
+
+    scheme: str
+    engine: str
+    precision: str | None
+    size_bytes: int | None
+    speedup: float | None
+    agreement: float | None
+    drop: float | None
+    noise: float | None
+    probe: bool
+    chosen: bool
+    pareto: bool
+    reasons: tuple[str, ...]
+
+
 class DataReport(Strict, frozen=True, kw_only=True):
     """How many samples did what."""
 
     origin: str
     calibration: int
+    selection: int
     golden: int
     evaluation: int
     groups: int
@@ -111,25 +146,92 @@ class BundleReport(Strict, frozen=True, kw_only=True):
     report: Path | None
     seconds: float
     data: DataReport
+    tried: tuple[Tried, ...] = ()
+    truncated: bool = False
     notes: tuple[str, ...] = ()
 
 
+class OperatorUse(Strict, frozen=True, kw_only=True):
+    """All nodes of one type.
+
+    Attributes:
+        macs: multiply-accumulates of one sample; None where the format does not tell.
+        int8_macs: those of them that are done in 8 bits.
+        unknown: nodes whose shapes are not known, and whose MACs are not counted.
+    """
+
+    operator: str
+    nodes: int
+    macs: int | None = None
+    int8_macs: int | None = None
+    unknown: int = 0
+
+
 class VariantDetail(Strict, frozen=True, kw_only=True):
-    """What the plots of a report are drawn from."""
+    """What the plots of a report are drawn from.
+
+    Attributes:
+        providers: what the engine runs nodes with on the board, in the order it prefers; empty
+            where the engine has but one way.
+        operators: of the artefact, those that do most work first.
+    """
 
     name: str
     evaluation: Evaluation | None
     timing: Timing | None
-    operators: dict[str, int]
+    providers: tuple[str, ...] = ()
+    operators: tuple[OperatorUse, ...] = ()
+
+
+class BlockEffect(Strict, frozen=True, kw_only=True):
+    """One block of the model, consecutive nodes, and what its probe showed.
+
+    Attributes:
+        share: of the model's multiply-accumulates.
+        noise: power of the error of the answers over their own, with this block alone in float, or
+            alone not in float; None where it was not probed.
+        kept_by: variants that ship with the whole block in float.
+    """
+
+    share: float
+    nodes: int
+    first: str
+    last: str
+    noise: float | None
+    kept_by: tuple[str, ...]
+
+
+class Study(Strict, frozen=True, kw_only=True):
+    """The probes of one scheme.
+
+    Attributes:
+        noise: of the scheme itself, with no block in float.
+        alone: each probe changed its block alone, and left all others in float.
+        blocks: in running order.
+    """
+
+    engine: str
+    scheme: str
+    noise: float | None
+    alone: bool
+    blocks: tuple[BlockEffect, ...]
 
 
 class Details(Strict, frozen=True, kw_only=True):
-    """`reports/measurements.json`: everything that was measured, unrounded."""
+    """`reports/measurements.json`: everything that was measured, unrounded.
+
+    Attributes:
+        studies: what leaving single blocks in float did, where the search asked.
+        digests: sha256 of what went in, as `provenance.json` has them: source, data, profile,
+            recipe, tool-lock.
+    """
 
     variants: tuple[VariantDetail, ...]
     machine: str
     load_average: tuple[float, float, float]
     tools: dict[str, str]
+    studies: tuple[Study, ...] = ()
+    digests: dict[str, str] = {}
 
 
 def encode(report: BundleReport, **more: object) -> bytes:
@@ -158,6 +260,13 @@ def machine() -> str:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         model = names[0] if names else ""
     return f"{platform.machine()} {model or platform.processor()}, {os.cpu_count()} cores".strip()
+
+
+def available_bytes() -> int:
+    """Memory that this machine can give without swapping."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    (found,) = [line for line in lines if line.startswith("MemAvailable:")]
+    return int(found.split()[1]) << 10
 
 
 def load_average() -> tuple[float, float, float]:

@@ -1,47 +1,43 @@
 """Source: the model file a build starts from, read once and never trusted.
 
-What the file claims is compared with what it holds before anything of the claimed size is
-allocated; weights beside the model are read only from the model's own folder. Where weights come
-from a second file (a federated round's), they replace initialisers of the same name, shape and
-datatype, and the identity of the source covers both files.
+What the file is, its content says and not its name. What it claims is compared with what it holds
+before anything of the claimed size is allocated, and nothing in it is run: a pickle is loaded only
+where the user trusts its maker by name. Models of scikit-learn and torch are converted to ONNX in a
+process of their own. Where weights come from a second file (a federated round's), they replace
+initialisers of the same name, shape and datatype, and the identity of the source covers both files.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from math import prod
-from pathlib import Path, PurePosixPath
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import TensorProto, external_data_helper, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from edgekit import tensors
-from edgekit.errors import DataError, MessageError, ModelError
+from edgekit.errors import DataError, MessageError, ModelError, StorageError
+from edgekit_converters.sources import child, onnx_file, pt2
+from edgekit_converters.sources.recognise import HEAD_BYTES, Kind, recognise
 
 MAX_SOURCE_BYTES = 4 << 30
-TFLITE_IDENTIFIER = b"TFL3"
-_CHUNK = 1 << 20
+TORCH_PYTHON = "EDGEKIT_TORCH_PYTHON"
+"""Names an interpreter that has torch and onnxscript, where this one has not."""
 
-# First bytes of files that people hand over in place of a model, and what they are.
-_FOREIGN: Mapping[bytes, tuple[str, str]] = {
-    b"PK\x03\x04": (
-        "a zip archive (a torch or Keras file, perhaps)",
-        "export it to ONNX first, for torch with torch.onnx.export(..., dynamo=True)",
-    ),
-    b"\x80\x02": ("a pickle", "export the model to ONNX; edgekit loads no pickle"),
-    b"\x80\x04": ("a pickle", "export the model to ONNX; edgekit loads no pickle"),
-    b"\x89HDF": ("an HDF5 file (a Keras model, perhaps)", "export it to ONNX with tf2onnx"),
-    b"version https://git-lfs": ("a Git LFS pointer, not the model", "run git lfs pull"),
-    b"<": ("a text file (a web page, perhaps)", "download the model itself"),
-}
+Origin = Literal["onnx", "skops", "pickle", "torch"]
+
+_PROGRAMS = Path(__file__).parent / "sources"
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,14 +45,20 @@ class OnnxSource:
     """An ONNX model with all its weights in memory.
 
     Attributes:
+        path: the user's file.
         sha256: over the file; with external data or replaced weights, over the hex digests of
             each file in order (model, external files by name, weights), joined by newlines.
+        model: as it stands in the file, or what it was converted to.
+        origin: what the file is.
+        tools: versions of the distributions that converted it, by name.
     """
 
     path: Path
     sha256: str
     model: onnx.ModelProto
     format: Literal["onnx"] = "onnx"
+    origin: Origin = "onnx"
+    tools: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,30 +80,45 @@ class TfliteSource:
 Source = OnnxSource | TfliteSource
 
 
-def read(path: Path, *, weights: Path | None = None) -> Source:
+def read(path: Path, *, weights: Path | None = None, trust_pickle: bool = False) -> Source:
     """Read a model file.
 
     Args:
-        path: `.onnx` or `.tflite`; the content decides, not the name.
+        path: ONNX, TFLite, a scikit-learn estimator (skops or a pickle) or a torch ExportedProgram
+            (pt2); the content decides, not the name.
         weights: a safetensors file whose arrays replace initialisers of an ONNX model.
+        trust_pickle: load pickles, which can run any code of their maker's.
 
     Raises:
-        ModelError: the file is missing, too large, damaged, foreign, or claims what it does not
-            hold.
+        ModelError: the file is missing, too large, damaged, foreign, claims what it does not hold,
+            or cannot be converted.
+        BuildError: a distribution that converts it is missing.
         DataError: the weights do not fit the model.
     """
-    head = _head(path)
-    if head[4:8] == TFLITE_IDENTIFIER:
+    kind = recognise(path, _head(path))
+    if kind == "tflite":
         if weights is not None:
             raise DataError(
                 f"{path} is a TFLite model, whose weights cannot be replaced",
                 hint="build from the ONNX model",
             )
         return TfliteSource(path, _file_sha256(path))
-    for magic, (what, hint) in _FOREIGN.items():
-        if head.startswith(magic):
-            raise ModelError(f"{path} is {what}, not an ONNX or TFLite model", hint=hint)
-    return _read_onnx(path, weights)
+    files: tuple[Path, ...] = (path,)
+    origin: Origin = "onnx"
+    tools: Mapping[str, str] = {}
+    if kind == "onnx":
+        model, beside = onnx_file.read(path)
+        files += beside
+    else:
+        origin = "torch" if kind == "pt2" else kind
+        model, tools = _converted(path, kind, trust_pickle=trust_pickle)
+    if weights is not None:
+        replace_weights(model, _read_weights(weights), str(weights))
+        files += (weights,)
+    digests = [_file_sha256(file) for file in files]
+    joined = hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    sha256 = digests[0] if len(digests) == 1 else joined
+    return OnnxSource(path, sha256, model, origin=origin, tools=tools)
 
 
 def replace_weights(model: onnx.ModelProto, arrays: Mapping[str, NDArray[Any]], what: str) -> None:
@@ -128,50 +145,82 @@ def replace_weights(model: onnx.ModelProto, arrays: Mapping[str, NDArray[Any]], 
         tensor.CopyFrom(numpy_helper.from_array(array, name))
 
 
+def _converted(
+    path: Path, kind: Kind, *, trust_pickle: bool
+) -> tuple[onnx.ModelProto, Mapping[str, str]]:
+    """The ONNX form of a model of another framework, and what converted it."""
+    if kind == "pickle" and not trust_pickle:
+        raise ModelError(
+            f"{path} is a pickle, which can run any code when it is loaded",
+            hint="save the estimator with skops.io.dump; or give --trust-pickle where you trust"
+            " its maker",
+        )
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgekit-source-") as folder:
+            target = Path(folder) / "model.onnx"
+            if kind == "pt2":
+                tools = _from_torch(path, target, trust_pickle=trust_pickle)
+            else:
+                options = ["--trust-pickle"] if kind == "pickle" else []
+                tools = child.convert(
+                    _PROGRAMS / "sklearn_to_onnx.py",
+                    path.resolve(),
+                    target,
+                    *options,
+                    interpreter=sys.executable,
+                    what=str(path),
+                )
+            return _read_converted(path, target), tools
+    except OSError as e:
+        raise StorageError(
+            f"{path} cannot be converted: {e.strerror or e}",
+            hint="free space, or set TMPDIR to a folder that has some",
+        ) from e
+
+
+def _read_converted(path: Path, target: Path) -> onnx.ModelProto:
+    try:
+        return onnx_file.read(target)[0]
+    except ModelError as e:
+        reason = e.message.removeprefix(str(target)).lstrip(": ")
+        raise ModelError(f"{path}, as ONNX: {reason}", hint=e.hint) from e
+
+
+def _from_torch(path: Path, target: Path, *, trust_pickle: bool) -> Mapping[str, str]:
+    program = target.with_suffix(".pt2")
+    if trust_pickle:
+        program.symlink_to(path.resolve())  # torch knows a program by its suffix
+    else:
+        pt2.rewrite(path, program)
+    return child.convert(
+        _PROGRAMS / "torch_to_onnx.py",
+        program,
+        target,
+        interpreter=os.environ.get(TORCH_PYTHON, sys.executable),
+        what=str(path),
+    )
+
+
 def _head(path: Path) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise ModelError(f"{path} is not a file", hint="name a .onnx or .tflite file")
+            saved = (path / "saved_model.pb").is_file()
+            raise ModelError(
+                f"{path} is {'a TensorFlow SavedModel' if saved else 'not a file'}",
+                hint="export it to ONNX with tf2onnx" if saved else "name a model file",
+            )
         if status.st_size > MAX_SOURCE_BYTES:
             raise ModelError(
                 f"{path} has {status.st_size} bytes, a source at most {MAX_SOURCE_BYTES}"
             )
         with path.open("rb") as file:
-            head = file.read(64)
+            head = file.read(HEAD_BYTES)
     except OSError as e:
         raise ModelError(f"model {path} cannot be read: {e.strerror}", hint="check the path") from e
     if not head:
         raise ModelError(f"{path} is empty", hint="export or download the model again")
     return head
-
-
-def _read_onnx(path: Path, weights: Path | None) -> OnnxSource:
-    try:
-        model = onnx.load_model(path, format="protobuf", load_external_data=False)
-    except (DecodeError, ValueError, MemoryError) as e:
-        raise ModelError(
-            f"{path} is not an ONNX model, or is cut off: {e}",
-            hint="export or download the model again",
-        ) from e
-    if not model.graph.node or not model.opset_import:
-        raise ModelError(
-            f"{path} holds no ONNX graph, or is cut off", hint="export or download the model again"
-        )
-    beside = [path.parent / location for location in _check_tensors(model, path)]
-    digests = [_file_sha256(file) for file in (path, *beside)]
-    try:
-        external_data_helper.load_external_data_for_model(model, str(path.parent))
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError, OSError) as e:
-        raise ModelError(
-            f"{path} is not a valid ONNX model: {_first_line(e)}", hint="export it again"
-        ) from e
-    if weights is not None:
-        replace_weights(model, _read_weights(weights), str(weights))
-        digests.append(_file_sha256(weights))
-    joined = hashlib.sha256("\n".join(digests).encode()).hexdigest()
-    return OnnxSource(path, digests[0] if len(digests) == 1 else joined, model)
 
 
 def _read_weights(path: Path) -> dict[str, NDArray[Any]]:
@@ -188,96 +237,9 @@ def _read_weights(path: Path) -> dict[str, NDArray[Any]]:
         raise DataError(e.message) from e
 
 
-def _check_tensors(model: onnx.ModelProto, path: Path) -> list[str]:
-    """Compare each tensor's claim with what it holds; return the external files, sorted."""
-    locations: set[str] = set()
-    total = 0
-    for tensor in _tensors(model):
-        claimed = _claimed_bytes(tensor, path)
-        total += claimed
-        if total > MAX_SOURCE_BYTES:
-            raise ModelError(f"{path}: its tensors claim more than {MAX_SOURCE_BYTES} bytes")
-        if tensor.data_location == TensorProto.EXTERNAL:
-            locations.add(_external(tensor, claimed, path))
-        elif tensor.HasField("raw_data") and len(tensor.raw_data) != claimed:
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} claims {claimed} bytes"
-                f" and holds {len(tensor.raw_data)}"
-            )
-    return sorted(locations)
-
-
-def _claimed_bytes(tensor: TensorProto, path: Path) -> int:
-    if any(size < 0 for size in tensor.dims):
-        raise ModelError(f"{path}: tensor {tensor.name!r} has a negative size")
-    if tensor.data_type == TensorProto.STRING:
-        return sum(len(text) for text in tensor.string_data)
-    try:
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    except KeyError as e:
-        raise ModelError(
-            f"{path}: tensor {tensor.name!r} has the unknown datatype {tensor.data_type}"
-        ) from e
-    # Types below a byte are packed, and numpy has none: two, or four, share a byte.
-    bits = _PACKED_BITS.get(TensorProto.DataType.Name(tensor.data_type), dtype.itemsize * 8)
-    return -(-int(prod(tensor.dims)) * bits // 8)
-
-
-_PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
-
-
-def _external(tensor: TensorProto, claimed: int, path: Path) -> str:
-    facts: dict[str, str] = {entry.key: entry.value for entry in tensor.external_data}
-    location = facts.get("location", "")
-    pure = PurePosixPath(location)
-    if not location or pure.is_absolute() or ".." in pure.parts or "\\" in location:
-        raise ModelError(
-            f"{path}: tensor {tensor.name!r} lies in {location!r}, outside the model's folder",
-            hint="keep external data beside the model",
-        )
-    file = path.parent / location
-    try:
-        inside = file.resolve(strict=True).is_relative_to(path.parent.resolve())
-        size = file.stat().st_size
-        first = int(facts.get("offset", "0"))
-        length = int(facts.get("length", claimed))
-    except OSError as e:
-        raise ModelError(
-            f"{path}: its weights {location!r} cannot be read: {e.strerror}",
-            hint="keep external data beside the model",
-        ) from e
-    except ValueError as e:
-        raise ModelError(f"{path}: tensor {tensor.name!r} has a wrong offset or length") from e
-    if not inside:
-        raise ModelError(f"{path}: {location!r} is a link that leads out of the model's folder")
-    if length != claimed or first < 0 or first + length > size:
-        raise ModelError(
-            f"{path}: tensor {tensor.name!r} claims {claimed} bytes at {first} of {location!r},"
-            f" which has {size}",
-            hint="the file is cut off, or belongs to another model",
-        )
-    return location
-
-
-def _tensors(message: Message) -> Iterator[TensorProto]:
-    """Every tensor in the model: initialisers, attributes, those of subgraphs and functions."""
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        for part in value if field.is_repeated else [value]:
-            if isinstance(part, TensorProto):
-                yield part
-            elif isinstance(part, Message):
-                yield from _tensors(part)
-
-
 def _file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

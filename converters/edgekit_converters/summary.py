@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.manifest import canonical
 from edgekit.profile import DeviceProfile, Evidence
 from edgekit.signing import SigningKey
-from edgekit_converters import report
+from edgekit_converters import evidence, report
 from edgekit_converters.artefact import Made
+from edgekit_converters.blocks import blocks_of
 from edgekit_converters.gate import Gate
 from edgekit_converters.measure import speedup_quartiles
-from edgekit_converters.report import BundleReport, Rejected, VariantReport
+from edgekit_converters.report import BundleReport, Rejected, Tried, VariantReport
+from edgekit_converters.study import studies
+from edgekit_converters.usage import operator_uses
 from edgekit_converters.workshop import Workshop
 
 
@@ -33,6 +38,7 @@ class Findings:
 
     Attributes:
         variants: what ships, by name, default first; empty where the gate refused.
+        tried: every scheme that was made, and whether a time limit ended that.
         started_s: when the build began, on the monotonic clock.
     """
 
@@ -40,7 +46,10 @@ class Findings:
     order: Order
     gate: Gate
     variants: Mapping[str, Made]
+    tried: tuple[Tried, ...]
     rejected: tuple[Rejected, ...]
+    truncated: bool
+    notes: tuple[str, ...]
     started_s: float
 
 
@@ -49,7 +58,7 @@ def summarise(workshop: Workshop, findings: Findings, *, digest: str | None) -> 
     order = findings.order
     stem = f"{order.name}-{order.version}-{findings.profile.name}"
     parts = workshop.parts
-    notes = list(parts.notes)
+    notes = [*workshop.notes, *parts.notes, *findings.notes]
     for made in findings.variants.values():
         if workshop.source.format == "onnx":
             notes += workshop.normal(made.engine).notes
@@ -59,9 +68,7 @@ def summarise(workshop: Workshop, findings: Findings, *, digest: str | None) -> 
         name=order.name,
         version=order.version,
         digest=digest,
-        variants=tuple(
-            _variant(name, made, proven=parts.enough) for name, made in findings.variants.items()
-        ),
+        variants=tuple(_variant(name, made) for name, made in findings.variants.items()),
         rejected=findings.rejected,
         gate=findings.gate,
         measured_on=report.machine(),
@@ -70,33 +77,64 @@ def summarise(workshop: Workshop, findings: Findings, *, digest: str | None) -> 
         data=report.DataReport(
             origin=parts.origin,
             calibration=parts.calibration.count if parts.calibration else 0,
+            selection=parts.selection.count if parts.selection else 0,
             golden=parts.golden.count,
             evaluation=parts.evaluation.count if parts.evaluation else 0,
             groups=workshop.data.groups if workshop.data else 0,
         ),
+        tried=findings.tried,
+        truncated=findings.truncated,
         notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def details(findings: Findings, tools: dict[str, str]) -> report.Details:
-    """The raw measurements behind a report."""
+def details(workshop: Workshop, findings: Findings, tools: dict[str, str]) -> report.Details:
+    """The raw measurements behind a report, and what a reader needs to follow it."""
     return report.Details(
         variants=tuple(
             report.VariantDetail(
                 name=name,
                 evaluation=made.evaluation,
                 timing=made.timing,
-                operators=made.operators,
+                providers=tuple(provider.name for provider in made.engine.providers),
+                operators=operator_uses(made.path, made.operators),
             )
             for name, made in findings.variants.items()
         ),
         machine=report.machine(),
         load_average=report.load_average(),
         tools=tools,
+        studies=tuple(_studies(workshop, findings)),
+        digests=_digests(workshop, findings, tools),
     )
 
 
-def _variant(name: str, made: Made, *, proven: bool) -> VariantReport:
+def _studies(workshop: Workshop, findings: Findings) -> Iterable[report.Study]:
+    probed = {entry.engine for entry in findings.tried if entry.probe}
+    for engine in findings.profile.engines:
+        if engine.name in probed:
+            made = {name: m for name, m in findings.variants.items() if m.engine == engine}
+            yield from studies(
+                findings.tried,
+                blocks_of(workshop.normal(engine).model),
+                engine=engine.name,
+                chosen={name: m.scheme for name, m in made.items()},
+            )
+
+
+def _digests(workshop: Workshop, findings: Findings, tools: dict[str, str]) -> dict[str, str]:
+    """sha256 of what went in, by what it is."""
+    data = {"data": workshop.data.sha256} if workshop.data else {}
+    return {
+        "source": workshop.source.sha256,
+        **data,
+        "profile": hashlib.sha256(canonical(findings.profile)).hexdigest(),
+        "recipe": hashlib.sha256(canonical(workshop.recipe)).hexdigest(),
+        "tool-lock": evidence.lock_sha256(evidence.lock(tools)),
+    }
+
+
+def _variant(name: str, made: Made) -> VariantReport:
     timing, found = made.timing, made.evaluation
     # What a stand-in computed is simulated at best, also where the artefact was only linted.
     arithmetic: Evidence = "executed" if made.evidence == "executed" else "simulated"
@@ -129,7 +167,10 @@ def _variant(name: str, made: Made, *, proven: bool) -> VariantReport:
             latency_ms="executed" if timing else None,
             placement=made.evidence if is_cpu else None,
         ),
-        proven=proven,
-        scheme=made.scheme,
+        proven=not made.verdict.unproven and found is not None,
+        unproven=made.verdict.unproven,
+        scheme=made.scheme.name,
+        steps=made.scheme.steps,
         memory_mb=made.needs.memory_mb,
+        warnings=made.verdict.warnings,
     )

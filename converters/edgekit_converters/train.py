@@ -42,7 +42,7 @@ def entries(workshop: Workshop) -> dict[str, bytes]:
             hint="build from the ONNX model, or take training out of the recipe",
         )
     graphs = build_training(
-        fixed(source.model, workshop.shapes),
+        fixed(source.model, workshop.shapes, workshop.recipe.constants),
         loss=_loss(wanted),
         optimiser=SGD(momentum=wanted.momentum),
         trainable=wanted.trainable,

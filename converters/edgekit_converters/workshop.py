@@ -1,52 +1,58 @@
 """Workshop: a source with its data, and everything about it that several profiles share.
 
-What is expensive is done once: the source's own answers, normal forms and calibrations by the caps
-of an engine, and the answers of an artefact by its digest. A second profile that ends in the same
-bytes costs nothing more.
+What is expensive is done once and kept: normal forms by the caps of an engine, calibrations of
+them, the source's own answers by the part of the data they are to. What another build of the same
+inputs can use lies in the cache; the rest lives as long as the build.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgekit import tensors
 from edgekit.errors import EngineError, ModelError
 from edgekit.manifest import TensorSpec
 from edgekit.profile import EngineSpec
 from edgekit.recipe import Recipe
 from edgekit_converters import data as data_
-from edgekit_converters import evidence
-from edgekit_converters.calibrate import Calibrator
-from edgekit_converters.data import Parts
-from edgekit_converters.evaluate import class_scores
-from edgekit_converters.normalise import Normalised, fixed, normalise, opset_of, serialise
+from edgekit_converters import dataset, evidence, metrics, report
+from edgekit_converters.cache import Cache, code_digest, key_of
+from edgekit_converters.calibrate import Calibration
+from edgekit_converters.data import Parts, Samples
+from edgekit_converters.inspect import macs_by_node, peak_activation_bytes
+from edgekit_converters.normalise import (
+    Normalised,
+    fixed,
+    normalise,
+    opset_of,
+    serialise,
+    shapes_from,
+)
 from edgekit_converters.source import OnnxSource, Source, TfliteSource
 from edgekit_converters.targets.litert import open_source
 from edgekit_converters.targets.onnxruntime_cpu import cpu_options
 from edgekit_runtime.engines import ENGINES, Session
-from edgekit_runtime.engines.batches import run_all
+from edgekit_runtime.engines.batches import iter_batches, run_all
 
 MAX_EVALUATION = 1000
-MAX_ANSWER_BYTES = 256 << 20
+MAX_ANSWER_BYTES = 128 << 20
+# Work on the selection samples of one trial: 200 samples of a small image classifier, fewer of a
+# model that takes longer.
+_SELECTION_MACS = 80_000_000_000
+_SELECTION = 32, 200
 _BATCH = 8
+
 Arrays = dict[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Outputs by name, axis 0 counting samples; `evaluation` is None without data."""
-
-    golden: Arrays
-    evaluation: Arrays | None
+Part = Literal["golden", "selection", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Workshop:
         shapes: input shapes that the caller fixes.
         data: where samples are; None for none.
         scratch: a folder for temporary files, which the caller removes.
+        cache: what earlier builds worked out.
 
     Raises:
         ModelError: the engine cannot run the source.
@@ -79,104 +86,162 @@ class Workshop:
     """
 
     def __init__(
-        self, source: Source, *, recipe: Recipe, shapes: Shapes, data: Path | None, scratch: Path
+        self,
+        source: Source,
+        *,
+        recipe: Recipe,
+        shapes: Shapes,
+        data: Path | None,
+        scratch: Path,
+        cache: Cache,
     ) -> None:
         self.source = source
         self.recipe = recipe
         self.shapes = dict(shapes)
         self.scratch = scratch
+        self.cache = cache
+        self.notes: tuple[str, ...] = ()
         self._normal: dict[tuple[int, int], Normalised] = {}
-        self._calibrators: dict[tuple[int, int], Calibrator] = {}
-        self._answers: dict[tuple[str, str, str], Answers] = {}
+        self._calibrations: dict[tuple[int, int], Calibration] = {}
+        self._reference: dict[Part, Arrays] = {}
         self.inputs, self.outputs = self._interface()
         self.data, self.parts = self._samples(data)
-        self.reference = self._reference()
-        if data is not None and (scores := class_scores(self.reference.golden)):
-            classes = self.reference.golden[scores].shape[1]
-            data_.check_labels(self.parts, classes, what=str(data))
+        self.identity = key_of(
+            code_digest(),
+            self.tools,
+            report.machine(),
+            source.sha256,
+            self.shapes,
+            self.data.sha256 if self.data else None,
+            recipe.split,
+            recipe.training,
+            recipe.constants,
+        )
+        self._require_memory()
+        golden = self.reference("golden")
+        _require_numbers(golden, what=str(source.path))
+        self.parts = self._bounded(golden)
+        if data is not None:
+            _, _, view = metrics.choose(recipe.metric, golden, self.parts.golden.labels)
+            if view.kind == "classes":
+                data_.check_labels(self.parts, golden[view.output].shape[view.axis], what=str(data))
 
     def normal(self, engine: EngineSpec) -> Normalised:
         """The model in the normal form that an engine takes."""
         return self._normal_form(max_opset=engine.max_opset, max_ir=engine.max_onnx_ir)
 
-    def calibrator(self, engine: EngineSpec) -> Calibrator | None:
-        """Ranges of that normal form; None without calibration samples."""
+    def calibration(self, engine: EngineSpec) -> Calibration | None:
+        """The samples that passes look at; None where there are none."""
         if self.parts.calibration is None:
             return None
         caps = engine.max_opset, engine.max_onnx_ir
-        if caps not in self._calibrators:
-            self._calibrators[caps] = Calibrator(
-                self.normal(engine).model,
-                inputs=self.inputs,
-                arrays=self.parts.calibration.arrays,
-                scratch=self.scratch,
+        if caps not in self._calibrations:
+            self._calibrations[caps] = Calibration(
+                inputs=self.inputs, arrays=self.parts.calibration.arrays, scratch=self.scratch
             )
-        return self._calibrators[caps]
+        return self._calibrations[caps]
 
-    def write(self, model: onnx.ModelProto, name: str) -> Path:
-        """A model as a file below `scratch`."""
-        path = self.scratch / f"{name}.onnx"
-        path.write_bytes(serialise(model))
-        return path
+    @property
+    def tools(self) -> dict[str, str]:
+        """Versions of what has a hand in the artefacts, by distribution name."""
+        own = evidence.tools(formats=[self.source.format])
+        return own if isinstance(self.source, TfliteSource) else {**own, **self.source.tools}
 
-    def answers(self, artifact: Path, *, engine: str, options: Mapping[str, Any]) -> Answers:
-        """What an artefact answers to the golden and evaluation samples on this machine."""
-        key = (
-            hashlib.sha256(artifact.read_bytes()).hexdigest(),
-            engine,
-            json.dumps(options, sort_keys=True),
-        )
-        if key not in self._answers:
-            session = ENGINES.get(engine).open(artifact, options=options)
-            try:
-                self._answers[key] = self._run(session)
-            finally:
-                session.close()
-        return self._answers[key]
+    @property
+    def suffix(self) -> str:
+        """What artefacts of this source are called by."""
+        return f".{self.source.format}"
+
+    def samples(self, part: Part) -> Samples | None:
+        """The samples of one part of the data."""
+        return {
+            "golden": self.parts.golden,
+            "selection": self.parts.selection,
+            "evaluation": self.parts.evaluation,
+        }[part]
+
+    def reference(self, part: Part) -> Arrays:
+        """The source's own answers to a part that there is, from the file as it came."""
+        if part not in self._reference:
+            key = key_of(self.identity, part)
+            entry = self.cache.get("reference", key) if part == "golden" else None
+            if entry is not None:
+                answers = tensors.decode((entry / "answers").read_bytes(), what="cache")
+            else:
+                answers = self._source_answers(part)
+                if part == "golden":
+                    self.cache.put("reference", key, {"answers": tensors.encode(answers)})
+            self._reference[part] = answers
+        return self._reference[part]
+
+    def answers(self, session: Session, part: Part) -> Arrays:
+        """What an open artefact answers to a part that there is."""
+        samples = self.samples(part)
+        assert samples is not None
+        return run_all(session, samples.arrays, max_batch=_BATCH)
 
     def second_opinion(self, artifact: Path, *, engine: str) -> Arrays:
         """What an artefact answers to the golden samples with the engine's plainest kernels."""
         session = ENGINES.get(engine).open(artifact, options={"reference_kernels": True})
         try:
-            return run_all(session, self.parts.golden.arrays, max_batch=_BATCH)
+            return self.answers(session, "golden")
         finally:
             session.close()
-
-    def _run(self, session: Session) -> Answers:
-        evaluation = self.parts.evaluation
-        return Answers(
-            golden=run_all(session, self.parts.golden.arrays, max_batch=_BATCH),
-            evaluation=None
-            if evaluation is None
-            else run_all(session, evaluation.arrays, max_batch=_BATCH),
-        )
 
     def _interface(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         if isinstance(self.source, TfliteSource):
             return open_source(self.source)
-        normal = self._normal_form(
-            max_opset=opset_of(self.source.model), max_ir=self.source.model.ir_version
-        )
+        normal = self._normal_of_source()
         return normal.inputs, normal.outputs
 
-    def _normal_form(self, *, max_opset: int, max_ir: int) -> Normalised:
+    def _normal_of_source(self) -> Normalised:
         assert isinstance(self.source, OnnxSource)
+        model = self.source.model
+        return self._normal_form(max_opset=opset_of(model), max_ir=model.ir_version)
+
+    def _normal_form(self, *, max_opset: int, max_ir: int) -> Normalised:
         caps = max_opset, max_ir
         if caps not in self._normal:
-            self._normal[caps] = normalise(
-                self.source.model,
-                shapes=self.shapes,
-                max_opset=max_opset,
-                max_ir=max_ir,
-                # A round sends weights back under the names they have here.
-                fold=self.recipe.training is None,
-            )
+            self._normal[caps] = self._cached_normal_form(*caps)
         return self._normal[caps]
+
+    def _cached_normal_form(self, max_opset: int, max_ir: int) -> Normalised:
+        assert isinstance(self.source, OnnxSource)
+        # A round sends weights back under the names they have here.
+        fold = self.recipe.training is None
+        constants = self.recipe.constants
+        facts = (self.source.sha256, self.shapes, constants, max_opset, max_ir, fold)
+        key = key_of(code_digest(), self.tools, *facts)
+        if (entry := self.cache.get("normal", key)) is not None:
+            return Normalised(
+                model=onnx.load_model(entry / "model.onnx"),
+                **msgspec.json.decode((entry / "facts.json").read_bytes(), type=_NormalFacts).all(),
+            )
+        normal = normalise(
+            self.source.model,
+            shapes=self.shapes,
+            max_opset=max_opset,
+            max_ir=max_ir,
+            constants=constants,
+            fold=fold,
+        )
+        kept = _NormalFacts(inputs=normal.inputs, outputs=normal.outputs, notes=normal.notes)
+        files = {"model.onnx": serialise(normal.model), "facts.json": msgspec.json.encode(kept)}
+        self.cache.put("normal", key, files)
+        return normal
 
     def _samples(self, data: Path | None) -> tuple[DataFacts | None, Parts]:
         if data is None:
             return None, data_.synthetic(self.inputs, self.recipe.split)
-        samples = data_.load(data, self.inputs, steps=self.recipe.preprocess)
+        samples = dataset.read(
+            data,
+            self.inputs,
+            steps=self.recipe.preprocess,
+            scratch=self.scratch,
+            unused=self.recipe.constants,
+        )
+        self._believe(samples)
+        dataset.check(samples, self.inputs, what=str(data))
         facts = DataFacts(
             sha256=evidence.data_sha256(samples),
             samples=samples.count,
@@ -185,31 +250,109 @@ class Workshop:
         )
         return facts, data_.split(samples, self.recipe.split)
 
-    def _reference(self) -> Answers:
-        """The source's own answers, from the file as it came and not from its normal form.
+    def _believe(self, samples: Samples) -> None:
+        """Where samples contradict the shape that a file declares, one of them is taken for it."""
+        if isinstance(self.source, TfliteSource):
+            return
+        declared = {spec.name: spec.shape for spec in self.inputs}
+        proposed = shapes_from(samples.arrays, self.inputs)
+        new = {name: shape for name, shape in proposed.items() if name not in self.shapes}
+        if not new:
+            return
+        before = dict(self.shapes)
+        self.shapes |= new
+        self._normal.clear()
+        try:
+            self.inputs, self.outputs = self._interface()
+            self._try_one(samples)
+        except EngineError:
+            # The file was right after all; whoever checks the samples says how they do not fit.
+            self.shapes = before
+            self._normal.clear()
+            self.inputs, self.outputs = self._interface()
+            return
+        self.notes += tuple(
+            f"input {name!r} declares {list(declared[name])}, the data has {list(shape)}:"
+            " the data is believed"
+            for name, shape in new.items()
+        )
 
-        Evaluation is cut down here to what its answers leave room for.
-        """
+    def _try_one(self, samples: Samples) -> None:
+        session = self._open_source()
+        try:
+            session.run(next(iter_batches(self.inputs, samples.arrays, size=1)))
+        finally:
+            session.close()
+
+    def _source_answers(self, part: Part) -> Arrays:
         try:
             session = self._open_source()
             try:
-                golden = run_all(session, self.parts.golden.arrays, max_batch=_BATCH)
-                _require_numbers(golden, what=str(self.source.path))
-                self.parts = _bounded(self.parts, golden)
-                return self._run(session)
+                return self.answers(session, part)
             finally:
                 session.close()
         except EngineError as e:
             raise ModelError(
                 f"{self.source.path} cannot be run: {e.message}",
-                hint=e.hint or "where it declares a wrong input shape, fix it with --input",
+                hint=e.hint
+                or "fix a wrong shape with --input, a value that branches depend on with --fix",
             ) from e
+
+    def _require_memory(self) -> None:
+        """Refuse a model whose tensors would take the machine's memory, before it is run."""
+        if isinstance(self.source, TfliteSource):
+            return
+        peak_bytes = peak_activation_bytes(self._normal_of_source().model)
+        free_bytes = report.available_bytes()
+        if peak_bytes is not None and peak_bytes > free_bytes // 2:
+            raise ModelError(
+                f"{self.source.path}: one sample takes {peak_bytes / 1e9:.1f} GB of tensors,"
+                f" this machine has {free_bytes / 1e9:.1f} GB free",
+                hint="fix smaller input shapes with --input",
+            )
 
     def _open_source(self) -> Session:
         if isinstance(self.source, TfliteSource):
             return ENGINES.get("litert").open(self.source.path, options={"threads": 1})
-        path = self.write(fixed(self.source.model, self.shapes), "source")
+        path = self.scratch / "source.onnx"
+        model = fixed(self.source.model, self.shapes, self.recipe.constants)
+        path.write_bytes(serialise(model))
         return ENGINES.get("onnxruntime").open(path, options=cpu_options(threads=1))
+
+    def _bounded(self, golden: Arrays) -> Parts:
+        """The parts with as many samples as their answers and a trial's time leave room for."""
+        parts = self.parts
+        if parts.evaluation is None:
+            return parts
+        sample_bytes = sum(array[0].nbytes for array in golden.values())
+        affordable = max(data_.MIN_EVALUATION, MAX_ANSWER_BYTES // max(sample_bytes, 1))
+        evaluation = data_.bounded(parts.evaluation, min(MAX_EVALUATION, affordable))
+        notes = list(parts.notes)
+        if evaluation.count < parts.evaluation.count:
+            notes.append(f"{evaluation.count} of {parts.evaluation.count} evaluation samples count")
+        least, most = _SELECTION
+        wanted = min(most, max(least, _SELECTION_MACS // max(self._macs(), 1)), affordable)
+        return replace(
+            parts,
+            evaluation=evaluation,
+            selection=None if parts.selection is None else data_.bounded(parts.selection, wanted),
+            notes=tuple(notes),
+        )
+
+    def _macs(self) -> int:
+        if isinstance(self.source, TfliteSource):
+            return 0
+        macs, _ = macs_by_node(self._normal_of_source().model)
+        return sum(macs.values())
+
+
+class _NormalFacts(msgspec.Struct, frozen=True):
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    notes: tuple[str, ...]
+
+    def all(self) -> dict[str, Any]:
+        return msgspec.structs.asdict(self)
 
 
 def _require_numbers(golden: Arrays, *, what: str) -> None:
@@ -220,16 +363,3 @@ def _require_numbers(golden: Arrays, *, what: str) -> None:
                 f"{what}: its output {name!r} holds NaN or an infinite value on the golden samples",
                 hint="check its weights, and that the data is prepared as the model expects",
             )
-
-
-def _bounded(parts: Parts, golden: Arrays) -> Parts:
-    """The parts with as many evaluation samples as their answers may take in memory."""
-    if parts.evaluation is None:
-        return parts
-    sample_bytes = sum(array[0].nbytes for array in golden.values())
-    affordable = max(data_.MIN_EVALUATION, MAX_ANSWER_BYTES // max(sample_bytes, 1))
-    evaluation = data_.bounded(parts.evaluation, min(MAX_EVALUATION, affordable))
-    notes = list(parts.notes)
-    if evaluation.count < parts.evaluation.count:
-        notes.append(f"{evaluation.count} of {parts.evaluation.count} evaluation samples are used")
-    return replace(parts, evaluation=evaluation, notes=tuple(notes))

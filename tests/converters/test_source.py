@@ -48,6 +48,11 @@ def test_a_tflite_model_is_recognised_by_its_content(tmp_path: Path) -> None:
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"<!doctype html><title>404</title>", "text file"),
+        (b'{"error": "no such model"}', "JSON file"),
+        (b"GGUF\x03" + bytes(40), "GGUF language model"),
+        (b"\x93NUMPY\x01\x00" + bytes(40), "numpy array"),
+        (b"\x1f\x8b\x08" + bytes(40), "compressed file"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + bytes(40), "torch checkpoint"),
         (b"\x00\x01\x02 nothing that anyone knows", "not an ONNX model"),
     ],
 )
@@ -71,6 +76,15 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_a_folder_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a file"):
         source.read(tmp_path)
+
+
+def test_a_saved_model_of_tensorflow_is_named(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01")
+
+    with pytest.raises(ModelError, match="TensorFlow SavedModel") as refused:
+        source.read(tmp_path)
+
+    assert "tf2onnx" in (refused.value.hint or "")
 
 
 def test_an_oversized_file_is_refused_before_it_is_read(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Passes make a model smaller or faster: a model in, a model out, with typed options.
 
-A pass is one file named after what it does. It offers a ladder of schemes, from the one that is
-usually best to those worth trying when it is not good enough; a build walks down the ladder and
-measures. Others arrive by the entry point `edgekit.passes`.
+A pass is one file named after what it does. For a model and an engine it offers the ways of running
+it that are worth measuring, best guess first. A scheme is one or several passes in order; the
+search composes and measures them, and nothing is believed before it was measured. Other passes
+arrive by the entry point `edgekit.passes`.
 """
 
 from __future__ import annotations
@@ -10,41 +11,79 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-import msgspec
 import onnx
 
-from edgekit.profile import Scalar
+from edgekit.profile import EngineSpec
+from edgekit.recipe import Option
 from edgekit.registry import Registry
-from edgekit_converters.calibrate import Calibrator
+from edgekit.structs import Strict
+from edgekit_converters.calibrate import Calibration
 
 Style = Literal["onnxruntime", "tensorrt"]
+Kind = Literal["rewrite", "preparation", "precision"]
 
 
-class Scheme(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to run a pass, fully decided.
+class Step(Strict, frozen=True, kw_only=True):
+    """One way to run one pass, fully decided.
 
     Attributes:
-        name: for people and reports, such as `static-int8/u8s8/minmax`.
-        precision: what the artefact then is, in the words of a profile's `precisions`.
-        options: the pass's options, complete.
+        name: of the pass.
+        label: for people and reports, such as `static-int8/u8s8/minmax`; unique for the options.
+        options: the pass's options, complete: a recipe with them repeats the step.
+        precision: what the model then is, in the words of a profile's `precisions`; None where
+            the step leaves it as it was.
     """
 
     name: str
-    precision: str
-    options: dict[str, Scalar]
+    label: str
+    options: dict[str, Option]
+    precision: str | None = None
+
+
+class Scheme(Strict, frozen=True, kw_only=True):
+    """Passes in the order in which they are run; none is the model as it was."""
+
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return " + ".join(step.label for step in self.steps) or "source"
+
+    @property
+    def precision(self) -> str | None:
+        """What the last step that changes the precision makes of the model; None without one."""
+        return next((s.precision for s in reversed(self.steps) if s.precision is not None), None)
 
 
 class Pass(Protocol):
-    """A transformation of a model. It never changes the model it is given."""
+    """A transformation of a model. It never changes the model it is given.
 
-    def ladder(
-        self, given: Mapping[str, Scalar], *, precisions: tuple[str, ...], style: Style
-    ) -> tuple[Scheme, ...]:
-        """The schemes to try, best guess first; none where the engine takes no such precision.
+    Attributes:
+        kind: `rewrite` where the model keeps its precision and gains alone (pruning), `preparation`
+            where it only helps a later step (equalisation),
+            `precision` where weights or activations are stored in fewer bits.
+        needs_samples: whether `apply` cannot do without calibration samples.
+    """
+
+    kind: Kind
+    needs_samples: bool
+
+    def offers(
+        self,
+        given: Mapping[str, Option],
+        *,
+        model: onnx.ModelProto,
+        engine: EngineSpec,
+        style: Style,
+    ) -> tuple[Step, ...]:
+        """The ways of running it on this model that are worth measuring, best guess first.
+
+        None where there is nothing in the model for it to do, or the engine lists no precision
+        that it makes.
 
         Args:
-            given: options of the recipe, which hold for every scheme.
-            precisions: what the engine takes, in the order to prefer.
+            given: options that a recipe fixes; they hold for every offer.
+            model: in normal form, with inferred shapes where they are known.
             style: whose rules the graph must follow.
 
         Raises:
@@ -52,13 +91,22 @@ class Pass(Protocol):
         """
         ...
 
-    def apply(
-        self, model: onnx.ModelProto, scheme: Scheme, *, calibrator: Calibrator
-    ) -> onnx.ModelProto:
-        """The model after this pass.
+    def step(self, options: Mapping[str, Option]) -> Step:
+        """The step of these options, completed by defaults and labelled.
 
         Raises:
-            BuildError: the pass cannot be run on this model; the message says why.
+            RecipeError: an option is unknown or out of range.
+        """
+        ...
+
+    def apply(
+        self, model: onnx.ModelProto, step: Step, *, calibration: Calibration | None
+    ) -> onnx.ModelProto:
+        """The model after this step, in normal form again: nodes in order and named.
+
+        Raises:
+            BuildError: the step cannot be run on this model, or would change nothing; the message
+                says why and names the operator or tensor.
         """
         ...
 
@@ -66,5 +114,14 @@ class Pass(Protocol):
 PASSES: Registry[Pass] = Registry(
     "pass",
     group="edgekit.passes",
-    builtin={"static-int8": "edgekit_converters.passes.static_int8:PASS"},
+    builtin={
+        "static-int8": "edgekit_converters.passes.static_int8:PASS",
+        "dynamic-int8": "edgekit_converters.passes.dynamic_int8:PASS",
+        "fp16": "edgekit_converters.passes.fp16:PASS",
+        "int4-weights": "edgekit_converters.passes.int4_weights:PASS",
+        "equalise": "edgekit_converters.passes.equalise:PASS",
+        "smooth": "edgekit_converters.passes.smooth:PASS",
+        "layout": "edgekit_converters.passes.layout:PASS",
+        "batch": "edgekit_converters.passes.batch:PASS",
+    },
 )

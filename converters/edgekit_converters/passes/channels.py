@@ -8,47 +8,45 @@ convolution, a twelfth of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper, shape_inference
+from onnx import TensorProto, helper, numpy_helper
 
 _MULTIPLE = 4
 
 
-def pad_first_convolutions(model: onnx.ModelProto) -> dict[str, str]:
+def pad_first_convolutions(model: onnx.ModelProto, nodes: Collection[str]) -> dict[str, str]:
     """Widen, in place, convolutions that read a graph input whose channels are no multiple of 4.
 
-    Only where the weight is a constant of that convolution alone, and the convolution has one
-    group.
+    Only those named, where the weight is a constant of that convolution alone, and the convolution
+    has one group.
 
     Returns:
         By the name of the widened tensor that of the input it was made from. The node that widens
         has the name of its output.
     """
     graph = model.graph
-    inputs = {value.name for value in graph.input}
+    inputs = {value.name: value for value in graph.input}
     weights = {tensor.name: tensor for tensor in graph.initializer}
     uses = [name for node in graph.node for name in node.input]
     widened: dict[str, str] = {}
     for node in list(graph.node):
-        if node.op_type != "Conv" or node.input[0] not in inputs or _groups(node) != 1:
+        chosen = node.name in nodes and node.op_type == "Conv" and node.input[0] in inputs
+        if not chosen or _groups(node) != 1:
             continue
         weight = weights.get(node.input[1])
         if weight is None or uses.count(weight.name) != 1 or weight.dims[1] % _MULTIPLE == 0:
             continue
         missing = -weight.dims[1] % _MULTIPLE
         source, target = node.input[0], f"{node.name}.widened"
-        _widen(graph, source, target, axes=len(weight.dims), missing=missing)
+        _widen(graph, inputs[source], target, missing=missing)
         values = numpy_helper.to_array(weight)
         more = [(0, missing if axis == 1 else 0) for axis in range(values.ndim)]
         weight.CopyFrom(numpy_helper.from_array(np.pad(values, more), weight.name))
         node.input[0] = target
         widened[target] = source
-    if widened:
-        inferred = shape_inference.infer_shapes(model)
-        model.CopyFrom(inferred)
     return widened
 
 
@@ -74,11 +72,17 @@ def widen_as_int8(quantised: onnx.ModelProto, widened: Iterable[str]) -> None:
         graph.value_info.extend(known)
 
 
-def _widen(graph: onnx.GraphProto, source: str, target: str, *, axes: int, missing: int) -> None:
-    pads = np.zeros(2 * axes, np.int64)
-    pads[axes + 1] = missing
+def _widen(
+    graph: onnx.GraphProto, source: onnx.ValueInfoProto, target: str, *, missing: int
+) -> None:
+    dims = source.type.tensor_type.shape.dim
+    pads = np.zeros(2 * len(dims), np.int64)
+    pads[len(dims) + 1] = missing
+    shape = [dim.dim_value or dim.dim_param or None for dim in dims]
+    shape[1] = dims[1].dim_value + missing
     graph.initializer.append(numpy_helper.from_array(pads, f"{target}.pads"))
-    graph.node.insert(0, helper.make_node("Pad", [source, f"{target}.pads"], [target], target))
+    graph.node.insert(0, helper.make_node("Pad", [source.name, f"{target}.pads"], [target], target))
+    graph.value_info.append(helper.make_tensor_value_info(target, TensorProto.FLOAT, shape))
 
 
 def _groups(node: onnx.NodeProto) -> int:

@@ -1,36 +1,58 @@
 """Static int8: weights per channel and activations per tensor, as standard QDQ nodes.
 
-Ranges come from our own calibration, the placement of QuantizeLinear and DequantizeLinear from
-onnxruntime's QDQ quantizer. The same model, ranges and options give the same bytes. Graphs for
-TensorRT follow its rules: symmetric int8 with zero point 0, biases left in float, and no pair
-shared between nodes (NVIDIA, "Working with Quantized Types", explicit quantization).
+Ranges come from our own calibration, int8 weights from `weights`, the placement of QuantizeLinear
+and DequantizeLinear from onnxruntime's QDQ quantizer. The same model, ranges and options give the
+same bytes. Graphs for TensorRT follow its rules: symmetric int8 with zero point 0, biases left in
+float, and no pair shared between nodes (NVIDIA, "Working with Quantized Types", explicit
+quantization).
+
+Nothing is quantised whose range is not known. Recurrent nodes and what lies inside of If, Loop and
+Scan stay in float: their errors would feed on themselves, and calibration does not see them.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import msgspec
-import numpy as np
 import onnx
-from onnx import shape_inference
 
-from edgekit.errors import BuildError, RecipeError
-from edgekit.profile import Scalar
+from edgekit.errors import BuildError
+from edgekit.profile import EngineSpec
+from edgekit.recipe import Option
 from edgekit.structs import Strict
-from edgekit_converters.calibrate import Calibrator, Method, Range
-from edgekit_converters.normalise import MIN_OPSET, opset_of, sort_nodes
-from edgekit_converters.passes import Scheme, Style
-from edgekit_converters.passes.channels import pad_first_convolutions, widen_as_int8
+from edgekit_converters.calibrate import Calibration
+from edgekit_converters.normalise import MIN_OPSET, opset_of
+from edgekit_converters.passes import Kind, Step, Style
+from edgekit_converters.passes.biases import corrected_inputs
+from edgekit_converters.passes.edits import (
+    checked,
+    constants_of,
+    is_standard,
+    kept_label,
+    nothing_to_do,
+    require_nodes,
+    step_options,
+)
+from edgekit_converters.passes.qdq import Activations, Plan, quantised
+from edgekit_converters.passes.weights import (
+    CONVOLUTIONS,
+    RECURRENT,
+    WEIGHTED,
+    quantised_node,
+    weight_of,
+    weighted_inside,
+)
+from edgekit_converters.ranges import Method
 
-Activations = Literal["u8", "s8"]
-Kept = Literal["none", "ends", "unweighted"]
+Only = Literal["all", "weighted", "conv"]
 
+NAME = "static-int8"
 _PRECISIONS: Mapping[str, Activations] = {"int8-qdq-u8s8": "u8", "int8-qdq-s8s8": "s8"}
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_METHODS: tuple[Method, ...] = ("minmax", "mse", "percentile", "entropy")
+# They vanish into the node before them.
+_FUSED = ("Clip", "Relu")
 
 
 class Options(Strict, frozen=True, kw_only=True):
@@ -41,8 +63,10 @@ class Options(Strict, frozen=True, kw_only=True):
         calibrator: how ranges are chosen.
         percentile: for the calibrator of that name, in per cent.
         per_channel: a scale for each output channel of a weight, not one for the whole tensor.
-        keep_float: nodes left in float: `ends` keeps the first and the last node with weights,
-            `unweighted` everything that is not a convolution or matrix product.
+        bias_correction: take what rounding the weights shifts the means by out of the biases.
+        only: `all` that onnxruntime has int8 kernels for, `weighted` for convolutions and matrix
+            products with constant weights, `conv` for convolutions alone.
+        keep_float: names of nodes that are left in float.
         style: whose rules the graph follows.
     """
 
@@ -50,165 +74,179 @@ class Options(Strict, frozen=True, kw_only=True):
     calibrator: Method = "minmax"
     percentile: Annotated[float, msgspec.Meta(gt=50, le=100)] = 99.99
     per_channel: bool = True
-    keep_float: Kept = "none"
+    bias_correction: bool = True
+    only: Only = "all"
+    keep_float: tuple[str, ...] = ()
     style: Style = "onnxruntime"
 
 
 class StaticInt8:
     """The pass."""
 
-    def ladder(
-        self, given: Mapping[str, Scalar], *, precisions: tuple[str, ...], style: Style
-    ) -> tuple[Scheme, ...]:
-        """MinMax first: it keeps outliers, which classifiers need most; then clipping ranges, then
-        leaving nodes in float."""
-        precision = next((p for p in precisions if p in _PRECISIONS), None)
-        if precision is None:
+    kind: Kind = "precision"
+    needs_samples = True
+
+    def offers(
+        self,
+        given: Mapping[str, Option],
+        *,
+        model: onnx.ModelProto,
+        engine: EngineSpec,
+        style: Style,
+    ) -> tuple[Step, ...]:
+        """Everything, then fewer kinds of nodes, then one scale for a whole weight; each with
+        MinMax first, which keeps the outliers that classifiers need most, then clipped ranges."""
+        checked(given, Options, of=NAME)
+        known = [_PRECISIONS[p] for p in engine.precisions if p in _PRECISIONS]
+        wanted = given.get("activations", known[0] if known else None)
+        if wanted not in known or _refusal(model) is not None:
             return ()
-        base = {"activations": _PRECISIONS[precision], "style": style}
-        steps: tuple[dict[str, Scalar], ...] = (
-            {"calibrator": "minmax"},
-            {"calibrator": "mse"},
-            {"calibrator": "percentile"},
-            {"calibrator": "minmax", "keep_float": "ends"},
-            {"calibrator": "minmax", "keep_float": "unweighted"},
+        base: dict[str, Option] = {"activations": str(wanted), "style": style}
+        scopes: tuple[dict[str, Option], ...] = (
+            {},
+            {"only": "weighted"},
+            {"only": "conv"},
         )
-        schemes = {}
-        for step in steps:
-            options = parse({**base, **step, **given})
-            schemes[_name(options)] = Scheme(
-                name=_name(options),
-                precision=f"int8-qdq-{options.activations}s8",
-                options=msgspec.to_builtins(options),
-            )
-        return tuple(schemes.values())
+        ways = [{**scope, "calibrator": method} for scope in scopes for method in _METHODS]
+        ways.append({"per_channel": False})
+        steps: dict[tuple[object, ...], Step] = {}
+        for way in ways:
+            step = self.step({**base, **way, **given})
+            options = checked(step.options, Options, of=NAME)
+            chosen = chosen_nodes(model, options)
+            if any(is_standard(n, *WEIGHTED) for n in model.graph.node if n.name in chosen):
+                steps.setdefault((options.calibrator, options.per_channel, chosen), step)
+        return tuple(steps.values())
+
+    def step(self, options: Mapping[str, Option]) -> Step:
+        parsed = checked(options, Options, of=NAME)
+        return Step(
+            name=NAME,
+            label=_label(parsed),
+            options=step_options(parsed),
+            precision=f"int8-qdq-{parsed.activations}s8",
+        )
 
     def apply(
-        self, model: onnx.ModelProto, scheme: Scheme, *, calibrator: Calibrator
+        self, model: onnx.ModelProto, step: Step, *, calibration: Calibration | None
     ) -> onnx.ModelProto:
-        """Quantise; a `BuildError` says why it could not be done."""
-        options = parse(scheme.options)
-        if opset_of(model) < MIN_OPSET:
-            raise BuildError(f"{scheme.name} needs opset {MIN_OPSET}, it is {opset_of(model)}")
-        ranges = calibrator.ranges(options.calibrator, percentile=options.percentile)
-        with _quiet():
-            quantised = _quantise(model, ranges, options)
-        if not any(node.op_type == "QuantizeLinear" for node in quantised.graph.node):
-            raise BuildError(f"{scheme.name} found nothing to quantise in this model")
-        return quantised
+        options = checked(step.options, Options, of=NAME)
+        if calibration is None:
+            raise BuildError(
+                f"{step.label} needs calibration samples, and there are none",
+                hint="give samples with --data, or take static-int8 out of the recipe",
+            )
+        refusal = _refusal(model)
+        if refusal is not None:
+            raise refusal
+        require_nodes(model, options.keep_float, of=step.label)
+        chosen = chosen_nodes(model, options)
+        calibrator = calibration.of(model)
+        axes = corrected_inputs(model, chosen) if options.bias_correction else {}
+        plan = Plan(
+            nodes=chosen,
+            ranges=calibrator.ranges(options.calibrator, percentile=options.percentile),
+            means=calibrator.means(axes),
+            activations=options.activations,
+            per_channel=options.per_channel,
+            style=options.style,
+        )
+        made = quantised(model, plan)
+        if made is None:
+            raise nothing_to_do(
+                model, label=step.label, wanted="convolution or matrix product of known range"
+            )
+        return made
 
 
-def parse(given: Mapping[str, Scalar]) -> Options:
-    """Check options, raising `RecipeError` that names the wrong one."""
-    try:
-        return msgspec.convert(dict(given), Options)
-    except msgspec.ValidationError as e:
-        raise RecipeError(f"options of pass static-int8 are not valid: {e}") from e
+def chosen_nodes(model: onnx.ModelProto, options: Options) -> frozenset[str]:
+    """Names of the nodes that the options ask to be quantised.
+
+    Weighted nodes are among them only where their weight is constant; `all` takes matrix products
+    of two activations too.
+    """
+    operators = _operators(options.only)
+    free = ("MatMul",) if options.only == "all" else ()
+    constants = constants_of(model.graph)
+    return frozenset(
+        node.name
+        for node in model.graph.node
+        if is_standard(node, *operators)
+        and node.name not in options.keep_float
+        and (
+            node.op_type not in WEIGHTED
+            or node.op_type in free
+            or weight_of(node, constants) is not None
+        )
+    )
 
 
-def kept_in_float(model: onnx.ModelProto, keep: Kept) -> list[str]:
-    """Names of the nodes that stay in float."""
-    if keep == "none":
-        return []
-    weighted = [node.name for node in model.graph.node if node.op_type in _WEIGHTED]
-    if keep == "ends":
-        return sorted({*weighted[:1], *weighted[-1:]})
-    return [node.name for node in model.graph.node if node.op_type not in _WEIGHTED]
-
-
-def _quantise(
-    model: onnx.ModelProto, ranges: Mapping[str, Range], options: Options
-) -> onnx.ModelProto:
-    from onnxruntime.quantization.calibrate import TensorData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-    from onnxruntime.quantization.quant_utils import QuantType
+def _operators(only: Only) -> tuple[str, ...]:
+    if only == "conv":
+        return (*CONVOLUTIONS, *_FUSED)
+    if only == "weighted":
+        return (*WEIGHTED, *_FUSED)
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    kept = kept_in_float(model, options.keep_float)
-    widened: dict[str, str] = {}
-    # The kernels that want it are those for unsigned activations; others were not measured.
-    if options.activations == "u8" and options.style == "onnxruntime":
-        widened = pad_first_convolutions(copy)
-        ranges = {**ranges, **{new: ranges[old] for new, old in widened.items() if old in ranges}}
-        # The quantizer would put a pair on either side of the node that widens.
-        kept += widened
-    # The quantizer would else save and reload the model to infer what is inferred already.
-    _mark_inferred(copy)
-    symmetric = options.activations == "s8"
-    try:
-        quantizer: Any = QDQQuantizer(
-            copy,
-            per_channel=options.per_channel,
-            reduce_range=False,
-            weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-            tensors_range={
-                name: TensorData(lowest=np.float32(low), highest=np.float32(high))
-                for name, (low, high) in ranges.items()
-            },
-            nodes_to_quantize=[],
-            nodes_to_exclude=kept,
-            op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),
-            extra_options=_extra_options(options),
+    return tuple(sorted({*QDQRegistry, *QLinearOpsRegistry}))
+
+
+def _refusal(model: onnx.ModelProto) -> BuildError | None:
+    """Why this model cannot be quantised whatever the options; None where it can."""
+    if opset_of(model) < MIN_OPSET:
+        return BuildError(
+            f"{NAME} needs opset {MIN_OPSET}, and the model has {opset_of(model)}: below it,"
+            " files quantised per channel do not load",
+            hint=f"export the model with opset {MIN_OPSET} or newer",
         )
-        quantised: onnx.ModelProto = quantizer.quantize_model()
-    # The library raises whatever its own steps raise; for a build they all mean the same.
-    except Exception as e:
-        raise BuildError(
-            f"onnxruntime cannot quantise this model: {e}",
-            hint="the float model is still built; try keep_float: unweighted in the recipe",
-        ) from e
-    widen_as_int8(quantised, widened)
-    del quantised.metadata_props[:]
-    quantised.metadata_props.extend(model.metadata_props)
-    quantised.producer_name = model.producer_name
-    quantised.producer_version = model.producer_version
-    quantised.ir_version = model.ir_version
-    # The quantizer appends its nodes; ONNX wants each behind what it reads.
-    sort_nodes(quantised)
-    return shape_inference.infer_shapes(quantised)
+    node = quantised_node(model)
+    if node is not None:
+        return BuildError(
+            f"{NAME}: the model is quantised already, as {node.op_type} {node.name!r} shows",
+            hint="give the float model, or take static-int8 out of the recipe",
+        )
+    constants = constants_of(model.graph)
+    if all(weight_of(node, constants) is None for node in model.graph.node):
+        return _nothing_weighted(model)
+    return None
 
 
-def _extra_options(options: Options) -> dict[str, Any]:
-    extra: dict[str, Any] = {
-        "ActivationSymmetric": options.activations == "s8",
-        "WeightSymmetric": True,
-    }
-    if options.style == "tensorrt":
-        extra |= {
-            "QuantizeBias": False,
-            "DedicatedQDQPair": True,
-            "OpTypesToExcludeOutputQuantization": list(_WEIGHTED),
-        }
-    return extra
+def _nothing_weighted(model: onnx.ModelProto) -> BuildError:
+    for node in model.graph.node:
+        if is_standard(node, *RECURRENT):
+            return BuildError(
+                f"{NAME}: the model's weights lie in {node.op_type} {node.name!r}, and recurrent"
+                " nodes stay in float",
+                hint="try dynamic-int8",
+            )
+        inner = weighted_inside(node)
+        if inner is not None:
+            return BuildError(
+                f"{NAME}: the model's work, such as {inner.op_type} {inner.name!r}, lies inside of"
+                f" {node.op_type} {node.name!r}, which passes do not enter",
+                hint="export the model with the branch resolved, or build it in float",
+            )
+    return nothing_to_do(
+        model, label=NAME, wanted="convolution or matrix product with constant weights"
+    )
 
 
-def _mark_inferred(model: onnx.ModelProto) -> None:
-    entry = model.metadata_props.add()
-    entry.key, entry.value = "onnx.infer", "onnxruntime.quant"
-
-
-def _name(options: Options) -> str:
-    parts = ["static-int8", f"{options.activations}s8", options.calibrator]
+def _label(options: Options) -> str:
+    calibrator: str = options.calibrator
+    if calibrator == "percentile" and options.percentile != Options().percentile:
+        calibrator = f"percentile-{options.percentile:g}"
+    parts = [NAME, f"{options.activations}s8", calibrator]
     if not options.per_channel:
         parts.append("per-tensor")
-    if options.keep_float != "none":
-        parts.append(f"float-{options.keep_float}")
+    if not options.bias_correction:
+        parts.append("uncorrected")
+    if options.only != "all":
+        parts.append(options.only)
+    if options.style != "onnxruntime":
+        parts.append(options.style)
+    if options.keep_float:
+        parts.append(kept_label(options.keep_float))
     return "/".join(parts)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizer advises on the root logger about steps that a build has done differently."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(before)
 
 
 PASS = StaticInt8()

@@ -1,27 +1,54 @@
 """Running a session over many samples: the one rule of how samples stand in arrays.
 
-Axis 0 of an array counts samples. Where the model's input has a batch dimension (its first, dynamic
-or 1), samples stand in its place; an array with one axis more than the input holds whole inputs.
-Outputs come back the same way: axis 0 counts samples.
+Axis 0 of an array counts samples; the array may lie in memory, or in a file that is read batch by
+batch. Where the model's input has a batch dimension (its first, dynamic or 1), samples stand in its
+place; an array with one axis more than the input holds whole inputs. Outputs come back the same
+way: axis 0 counts samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import DataError, EngineError
 from edgekit.manifest import TensorSpec
-from edgekit_runtime.engines import Session, Tensors
+from edgekit_runtime.engines import Session
 from edgekit_runtime.engines.tensors import fits, has_batch_axis
 
 MAX_BATCH = 32
 
 
-def count_samples(specs: Sequence[TensorSpec], arrays: Tensors) -> int:
+class SampleArray(Protocol):
+    """Samples of one tensor: a numpy array, or what is indexed like one along axis 0."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """In memory: one sample, or those of a slice or of an array of positions."""
+        ...
+
+    def __array__(self) -> NDArray[Any]:
+        """All samples in memory."""
+        ...
+
+
+SampleArrays = Mapping[str, SampleArray]
+
+
+def count_samples(specs: Sequence[TensorSpec], arrays: SampleArrays) -> int:
     """How many samples `arrays` hold, raising `DataError` that names the array that does not fit.
 
     Datatypes are the engine's to check.
@@ -53,7 +80,7 @@ def can_batch(session: Session) -> bool:
 
 
 def iter_batches(
-    specs: Sequence[TensorSpec], arrays: Tensors, *, size: int
+    specs: Sequence[TensorSpec], arrays: SampleArrays, *, size: int
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """The samples in order, as inputs for `Session.run`, at most `size` in each.
 
@@ -70,7 +97,7 @@ def iter_batches(
 
 
 def run_all(
-    session: Session, arrays: Tensors, *, max_batch: int = MAX_BATCH
+    session: Session, arrays: SampleArrays, *, max_batch: int = MAX_BATCH
 ) -> dict[str, NDArray[Any]]:
     """Every output for every sample, stacked on axis 0.
 

@@ -1,0 +1,64 @@
+"""Prospects: from a scheme's figures on the selection samples, whether the report will prove it.
+
+What is chosen on one part of the data is judged on another, and what the gate cannot prove there
+does not become the default variant. So a search looks ahead: each loss counts with the doubt that
+will be left on the report's samples, which are other samples, and usually more. Where those are
+too few to prove even an artefact that answers like the float model, losses count as they are.
+Pure functions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from edgekit.recipe import Budget
+from edgekit_converters.gate import Figures
+from edgekit_converters.statistics import gap_later, share_high
+
+_LEAST = 1e-3
+
+
+def provable(budget: Budget, *, later: int) -> bool:
+    """Whether `later` samples could prove an artefact that never differs from the float model."""
+    return share_high(later) <= min(1.0 - budget.min_agreement, budget.accuracy_drop)
+
+
+def foreseen(figures: Figures, *, later: int) -> Figures:
+    """The figures with the bounds that they would have on `later` samples."""
+    known = figures.samples
+    low, high = figures.agreement_low, figures.drop_high
+    if figures.agreement is not None and low is not None:
+        low = figures.agreement - gap_later(figures.agreement - low, known=known, later=later)
+    if figures.drop is not None and high is not None:
+        high = figures.drop + gap_later(high - figures.drop, known=known, later=later)
+    return msgspec.structs.replace(figures, samples=later, agreement_low=low, drop_high=high)
+
+
+def headroom(figures: Figures, budget: Budget, *, bounds: bool) -> float | None:
+    """How much of the budget is left: 1 where nothing was lost, 0 where all of it is used.
+
+    Args:
+        bounds: count each loss at its bound, not as it is.
+
+    Returns:
+        None where accuracy was not judged.
+    """
+    if figures.agreement is None and figures.drop is None:
+        return None
+    if not figures.finite:
+        return -math.inf
+    rooms = []
+    if figures.agreement is not None:
+        low = figures.agreement_low if bounds else None
+        lost = 1.0 - (figures.agreement if low is None else low)
+        rooms.append(_room(lost, 1.0 - budget.min_agreement))
+    if figures.drop is not None:
+        high = figures.drop_high if bounds else None
+        rooms.append(_room(figures.drop if high is None else high, budget.accuracy_drop))
+    return min(rooms)
+
+
+def _room(loss: float, allowed: float) -> float:
+    return 1.0 - loss / max(allowed, _LEAST)

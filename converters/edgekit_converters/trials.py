@@ -1,0 +1,283 @@
+"""Trials: one scheme made, run and timed at a time, for one engine of a profile.
+
+Nothing is believed because a tool reported success: every artefact is opened in the engine and
+answers samples there, and, where this is the machine it is for, is timed beside its float parent.
+What was found is kept in the cache as soon as it is known, so that a build that was interrupted
+goes on where it was, and the next one of the same inputs has nothing to make.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edgekit import tensors
+from edgekit.errors import BuildError, EngineError
+from edgekit.manifest import Needs
+from edgekit.profile import DeviceProfile, EngineSpec
+from edgekit.structs import Strict
+from edgekit_converters import metrics
+from edgekit_converters.artefact import graph_facts
+from edgekit_converters.cache import key_of
+from edgekit_converters.evaluate import Evaluation, evaluate, max_abs_error
+from edgekit_converters.golden import rounding_of
+from edgekit_converters.measure import Measurer, Timing, joined
+from edgekit_converters.normalise import retied, serialise
+from edgekit_converters.passes import PASSES, Scheme, Step
+from edgekit_converters.source import TfliteSource
+from edgekit_converters.targets import Target
+from edgekit_converters.workshop import Arrays, Part, Workshop
+from edgekit_runtime.engines import ENGINES, Session
+from edgekit_runtime.engines.batches import iter_batches
+
+FLOAT = "float"
+# Where a session's memory comes to lie moves its latency by several per cent, so each is opened
+# several times.
+_OPENINGS, _QUICK_OPENINGS = 3, 1
+
+
+class Record(Strict, frozen=True, kw_only=True):
+    """What was found of one scheme.
+
+    Attributes:
+        failure: why it could not be made or run; then nothing else is known.
+        problems: what the engine is known not to take.
+        selection: against the source, on the selection samples; None without them.
+        noise: power of the error of float outputs over their own, on those samples.
+        timing, float_timing: side by side; None for a probe, or on another machine.
+    """
+
+    failure: str | None = None
+    problems: tuple[str, ...] = ()
+    size_bytes: int = 0
+    needs: Needs = Needs(memory_mb=1)
+    operators: dict[str, int] = {}
+    selection: Evaluation | None = None
+    noise: float | None = None
+    timing: Timing | None = None
+    float_timing: Timing | None = None
+
+
+class Proof(Strict, frozen=True, kw_only=True):
+    """What was found of an artefact on samples that nothing was chosen by.
+
+    Attributes:
+        evaluation: on the evaluation samples; None without them.
+        largest_error: on golden and evaluation samples.
+        rounding: of `golden.rounding_of`; None for an artefact in float.
+    """
+
+    evaluation: Evaluation | None = None
+    largest_error: float = 0.0
+    rounding: float | None = None
+
+
+class Trials:
+    """Makes and measures schemes for one engine of one profile.
+
+    Args:
+        workshop: the source and its data.
+        target: makes artefacts for the engine.
+        measurer: takes the time of sessions side by side.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        profile: DeviceProfile,
+        engine: EngineSpec,
+        *,
+        target: Target,
+        measurer: Measurer,
+    ) -> None:
+        self._workshop = workshop
+        self._engine = engine
+        self._target = target
+        self._measurer = measurer
+        self._options_here = target.options_here(profile, engine)
+        self._timed = target.evidence(profile, engine) == "executed"
+        self._facts = (workshop.identity, engine, self._options_here, self._timed)
+        self._metric = metrics.identity(workshop.recipe.metric)
+        self._prefix = f"{profile.name}-{profile.engines.index(engine)}"
+        self._paths: dict[str, Path] = {}
+        self._models: dict[tuple[str, ...], onnx.ModelProto] = {}
+
+    def record(self, scheme: Scheme, *, probe: bool = False) -> Record:
+        """Make a scheme and see what it does to the selection samples; a probe is not timed."""
+        key = key_of(self._facts, scheme, self._metric, self._count("selection"), probe)
+        entry = self._workshop.cache.get("trial", key)
+        if entry is not None:
+            found = msgspec.json.decode((entry / "record").read_bytes(), type=Record)
+            if found.failure is None and scheme.name not in self._paths:
+                # What lies in the cache may be gone before the bundle is written.
+                copy = self._workshop.scratch / self._file_name(scheme)
+                shutil.copyfile(entry / "artefact", copy)
+                self._paths[scheme.name] = copy
+            return found
+        try:
+            found = self._found(scheme, probe=probe)
+            files: dict[str, bytes | Path] = {"artefact": self.path(scheme)}
+        except (BuildError, EngineError) as e:
+            found, files = Record(failure=f"{e.message} ({e.hint})" if e.hint else e.message), {}
+        files["record"] = msgspec.json.encode(found)
+        self._workshop.cache.put("trial", key, files)
+        return found
+
+    def path(self, scheme: Scheme) -> Path:
+        """The artefact of a scheme that was made, below `scratch`."""
+        known = self._paths.get(scheme.name)
+        if known is None:
+            known = self._paths[scheme.name] = self._make(scheme)
+        return known
+
+    def prove(self, scheme: Scheme) -> tuple[Proof, Arrays]:
+        """Run an artefact on samples that nothing was chosen by; also its golden answers."""
+        key = key_of(self._facts, scheme, self._metric, self._count("evaluation"))
+        entry = self._workshop.cache.get("proof", key)
+        if entry is not None:
+            golden = tensors.decode((entry / "golden").read_bytes(), what="cache")
+            return msgspec.json.decode((entry / "proof").read_bytes(), type=Proof), golden
+        proof, golden = self._proof(scheme)
+        files = {"proof": msgspec.json.encode(proof), "golden": tensors.encode(golden)}
+        self._workshop.cache.put("proof", key, files)
+        return proof, golden
+
+    def time(self, schemes: list[Scheme]) -> dict[str, Timing]:
+        """Time schemes and the float parent side by side; by name of the scheme, and `FLOAT`.
+
+        Nothing where this is not the machine that they are for.
+        """
+        if not self._timed:
+            return {}
+        key = key_of(self._facts, schemes)
+        entry = self._workshop.cache.get("timing", key)
+        if entry is not None:
+            return msgspec.json.decode((entry / "timings").read_bytes(), type=dict[str, Timing])
+        files = {FLOAT: self.path(Scheme())}
+        files |= {scheme.name: self.path(scheme) for scheme in schemes if scheme.steps}
+        taken = [self._one_opening(files, quick=False) for _ in range(_OPENINGS)]
+        found = {name: joined([timings[name] for timings in taken]) for name in files}
+        self._workshop.cache.put("timing", key, {"timings": msgspec.json.encode(found)})
+        return found
+
+    def _found(self, scheme: Scheme, *, probe: bool) -> Record:
+        path = self.path(scheme)
+        needs, operators = graph_facts(path)
+        evaluation, noise = self._selected(path)
+        timings = {} if probe or not self._timed else self._quick_timings(scheme, path)
+        return Record(
+            problems=self._target.lint(path, self._engine),
+            size_bytes=path.stat().st_size,
+            needs=needs,
+            operators=operators,
+            selection=evaluation,
+            noise=noise,
+            timing=timings.get("candidate", timings.get(FLOAT)),
+            float_timing=timings.get(FLOAT),
+        )
+
+    def _selected(self, path: Path) -> tuple[Evaluation | None, float | None]:
+        samples = self._workshop.samples("selection")
+        if samples is None:
+            # Without data an artefact still has to open and answer.
+            self._answers(path, "golden")
+            return None, None
+        reference = self._workshop.reference("selection")
+        answers = self._answers(path, "selection")
+        metric = self._workshop.recipe.metric
+        return evaluate(reference, answers, samples, metric=metric), noise_of(reference, answers)
+
+    def _proof(self, scheme: Scheme) -> tuple[Proof, Arrays]:
+        path, workshop = self.path(scheme), self._workshop
+        golden = self._answers(path, "golden")
+        error = max_abs_error(workshop.reference("golden"), golden)
+        found = None
+        samples = workshop.samples("evaluation")
+        if samples is not None:
+            answers = self._answers(path, "evaluation")
+            reference = workshop.reference("evaluation")
+            found = evaluate(reference, answers, samples, metric=workshop.recipe.metric)
+            error = max(error, found.max_abs_error)
+        rounding = None
+        if scheme.precision is not None and self._timed:
+            rounding = rounding_of(golden, workshop.second_opinion(path, engine=self._engine_here))
+        return Proof(evaluation=found, largest_error=error, rounding=rounding), golden
+
+    def _answers(self, path: Path, part: Part) -> Arrays:
+        session = ENGINES.get(self._engine_here).open(path, options=self._options_here)
+        try:
+            return self._workshop.answers(session, part)
+        finally:
+            session.close()
+
+    def _quick_timings(self, scheme: Scheme, path: Path) -> dict[str, Timing]:
+        files = {FLOAT: self.path(Scheme())}
+        if scheme.steps:
+            files["candidate"] = path
+        return self._one_opening(files, quick=True)
+
+    def _one_opening(self, files: Mapping[str, Path], *, quick: bool) -> dict[str, Timing]:
+        """Time files side by side, at batch 1, with the first golden sample."""
+        engine = ENGINES.get(self._engine_here)
+        arrays = self._workshop.parts.golden.arrays
+        inputs = next(iter_batches(self._workshop.inputs, arrays, size=1))
+        sessions: dict[str, Session] = {}
+        try:
+            for name, path in files.items():
+                sessions[name] = engine.open(path, options=self._options_here)
+            return self._measurer.measure(sessions, inputs, quick=quick)
+        finally:
+            for session in sessions.values():
+                session.close()
+
+    def _make(self, scheme: Scheme) -> Path:
+        source = self._workshop.source
+        if isinstance(source, TfliteSource):
+            return self._target.finish(source.copied_to(self._workshop.scratch))
+        path = self._workshop.scratch / self._file_name(scheme)
+        path.write_bytes(serialise(retied(self._model(scheme.steps))))
+        return self._target.finish(path)
+
+    def _model(self, steps: tuple[Step, ...]) -> onnx.ModelProto:
+        """The model after these steps; what comes before the last is kept for the next trial."""
+        if not steps:
+            return self._workshop.normal(self._engine).model
+        before = tuple(step.label for step in steps[:-1])
+        if before not in self._models:
+            self._models = {before: self._model(steps[:-1])}
+        last = PASSES.get(steps[-1].name)
+        calibration = self._workshop.calibration(self._engine)
+        if last.needs_samples and calibration is None:
+            raise BuildError(f"{steps[-1].label} needs calibration samples", hint="give --data")
+        return last.apply(self._models[before], steps[-1], calibration=calibration)
+
+    def _file_name(self, scheme: Scheme) -> str:
+        return f"{self._prefix}-{key_of(scheme)[:16]}{self._workshop.suffix}"
+
+    def _count(self, part: Part) -> int:
+        samples = self._workshop.samples(part)
+        return 0 if samples is None else samples.count
+
+    @property
+    def _engine_here(self) -> str:
+        """The engine that runs the same format on this machine."""
+        return "litert" if self._engine.name == "tflite-runtime" else self._engine.name
+
+
+def noise_of(reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> float:
+    """Power of the error over that of the answers, over all float outputs; infinite where an
+    answer is no number, 0 where no output is a float."""
+    error = power = 0.0
+    for name, wanted in reference.items():
+        if wanted.dtype.kind == "f":
+            error += float(np.square(wanted.astype(np.float64) - outputs[name]).sum())
+            power += float(np.square(wanted, dtype=np.float64).sum())
+    ratio = error / power if power else error
+    return ratio if np.isfinite(ratio) else float("inf")
