@@ -71,8 +71,7 @@ def _judge(
     return {
         "agreement": agreement.ratio(table),
         "agreement_ci95": agreement.interval(table, groups),
-        "cosine": agreement.cosine(ours, theirs),
-        "relative_error": agreement.relative_error(ours, theirs),
+        "cosine": agreement.cosine(request["agreement"], ours, theirs),
         **_weight(Path(artefact["path"])),
         **_pace(request["model"], artefact, asked),
     }

@@ -12,7 +12,7 @@ _MEASURES = {
     "threshold": "same side of .5",
     "odds": "odds within a factor of 1.5",
     "mask": "IoU of the masks",
-    "boxes": "boxes matched at IoU .5",
+    "boxes": "boxes of score .05 matched at IoU .5",
 }
 _HEAD = (
     "| tool | speed-up | agreement [95 %] | cosine | size, MB | took, s (CPU) | memory, MB |",

@@ -1,42 +1,29 @@
 """Bench: the search for one engine of a profile, and what of it may ship.
 
-The search chooses on the selection samples; what it chose is then timed once more, side by side
-with the float model and its nearest rivals, and judged by the gate on samples that nothing was
-chosen by. What fails there is taken out, and the next best is judged.
+What may be composed is said by `offers`, what is made next by `search`, what it does by `trials`,
+and what of it ships by `finals`; this module joins them and keeps what was found.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import get_args
-
-import msgspec
 
 from edgekit.profile import DeviceProfile, EngineSpec
-from edgekit.recipe import PassSpec
-from edgekit_converters import gate, prospects, search
+from edgekit_converters import accounts, finals, gate, offers, prospects, search
 from edgekit_converters.artefact import Made, figures
-from edgekit_converters.blocks import blocks_of
-from edgekit_converters.cache import key_of
-from edgekit_converters.gate import Figures
-from edgekit_converters.measure import Measurer, Timing, speedup, speedup_quartiles
-from edgekit_converters.passes import PASSES, Kind, Scheme, Step
+from edgekit_converters.measure import Measurer, Timing, speedup
+from edgekit_converters.passes import Scheme
 from edgekit_converters.report import Rejected, Tried
 from edgekit_converters.search import Proposal, Space, Trial
-from edgekit_converters.source import TfliteSource
 from edgekit_converters.targets import Target
 from edgekit_converters.trials import FLOAT, Record, Trials
 from edgekit_converters.workshop import Workshop
 
 Say = Callable[[str], None]
 SOURCE = Scheme().name
-
-# Schemes within this of the fastest are timed again, as one quick timing does not rank them.
-_RIVAL = 1.10
-_MOST_RIVALS = 3
-_RANGES = frozenset({"calibrator", "percentile", "per_channel"})
 
 
 @dataclass(frozen=True)
@@ -45,7 +32,7 @@ class Line:
 
     Attributes:
         parent: the artefact that no pass changed; None where the engine cannot take the source.
-        rungs: what may ship beside it, fastest first, proven or not.
+        rungs: what may ship beside it, fastest first: all proven, or one that is not.
         tried: every scheme that was made or attempted, in order.
         truncated: the time limit ended the search.
     """
@@ -98,22 +85,34 @@ class Bench:
         parent = self._record(Proposal(scheme=Scheme()))
         if parent.failure is not None:
             return Line(None, rejected=(self._refused(SOURCE, parent.failure),))
-        space, refused = self._space()
-        history, truncated = self._explore(space)
-        history, rungs = self._settle(history)
-        chosen = [made.scheme.name for made in rungs]
-        tried = tuple(self._tried(history, chosen))
-        lost = [entry for entry in tried if not entry.chosen and not entry.probe]
-        rejected = tuple(_rejected(entry, rungs) for entry in lost)
-        notes = [] if not truncated else [f"{self._engine.name}: the time limit ended the search"]
-        if len(history) >= self._workshop.recipe.search.trials:
-            notes.append(f"{self._engine.name}: the search ended after {len(history)} trials")
-        self._time([])
+        limits = self._workshop.recipe.search
+        space, refused = offers.space_of(
+            self._workshop, self._engine, style=self._target.style, timed=self._is_timed
+        )
+        history, ended = self._explore(space)
+        source = self._made(Scheme())
+        placed = finals.settle(
+            history,
+            most=max(limits.variants - 1, 1),
+            behind_float=limits.variants > 1 and not source.verdict.refused,
+            retime=self._time,
+            judged=self._made,
+        )
+        if not self._timings:
+            self._time([])
+        tried = tuple(
+            accounts.tried(
+                placed.history,
+                self._records,
+                engine=self._engine.name,
+                chosen=[made.scheme.name for made in placed.rungs],
+            )
+        )
         return Line(
             self._made(Scheme()),
-            rungs,
+            placed.rungs,
             tried,
-            (*refused, *rejected),
+            (*refused, *accounts.rejected(tried)),
             truncated,
             tuple(notes),
         )

@@ -1,9 +1,9 @@
 """Cache: what a build worked out, kept by the content that it was worked out from.
 
 A key covers everything that an entry depends on, so an entry is never stale: it is there or it is
-not. An entry is a folder of files that appears whole, whatever ends the build that writes it, and
-a build that was interrupted goes on from what it had put here. What was used least lately goes
-first when there is too much.
+not. An entry is a folder of files that appears whole and goes whole, whatever ends the build that
+writes or removes it, and a build that was interrupted goes on from what it had put here. What was
+used least lately goes first when there is too much.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -27,6 +28,10 @@ from edgekit_runtime import engines
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 4 << 30
+
+_GOING = ".old-"
+
+T = TypeVar("T")
 
 
 class Cache:
@@ -39,19 +44,21 @@ class Cache:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def get(self, kind: str, key: str) -> Path | None:
-        """The folder of an entry; None where there is none."""
+    def recall(self, kind: str, key: str, read: Callable[[Path], T]) -> T | None:
+        """What `read` makes of the folder of an entry; None where there is none.
+
+        Another build may trim an entry while it is read: then it is not there.
+        """
         if self._folder is None:
             return None
         entry = self._folder / kind / key
-        if not entry.is_dir():
-            return None
-        try:
+        # It may not be ours to touch.
+        with suppress(OSError):
             os.utime(entry)
+        try:
+            return read(entry)
         except OSError:
-            # Another build may have trimmed it this instant, or it may not be ours to touch.
-            return entry if entry.is_dir() else None
-        return entry
+            return None
 
     def put(self, kind: str, key: str, files: Mapping[str, bytes | Path]) -> None:
         """Keep an entry; one that is there already stays.
@@ -79,8 +86,15 @@ class Cache:
         for _, size_bytes, entry in sorted(entries):
             if excess <= 0:
                 break
-            shutil.rmtree(entry, ignore_errors=True)
+            self._remove(entry)
             excess -= size_bytes
+
+    @staticmethod
+    def _remove(entry: Path) -> None:
+        """Remove an entry; nobody finds half of it, and what is left of it goes the next time."""
+        with suppress(OSError):
+            entry = entry.rename(entry.with_name(f"{_GOING}{entry.name.removeprefix(_GOING)}"))
+        shutil.rmtree(entry, ignore_errors=True)
 
     @staticmethod
     def _write(folder: Path, key: str, files: Mapping[str, bytes | Path]) -> None:
@@ -88,10 +102,15 @@ class Cache:
         staged = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
         try:
             for name, content in files.items():
-                if isinstance(content, Path):
-                    shutil.copyfile(content, staged / name)
-                else:
-                    (staged / name).write_bytes(content)
+                with (staged / name).open("xb") as file:
+                    if isinstance(content, Path):
+                        with content.open("rb") as source:
+                            shutil.copyfileobj(source, file)
+                    else:
+                        file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            storage.sync_folder(staged)
             try:
                 staged.rename(folder / key)
             except OSError:

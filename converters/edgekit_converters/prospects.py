@@ -10,19 +10,50 @@ Pure functions.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import msgspec
 
 from edgekit.recipe import Budget
+from edgekit_converters import gate
+from edgekit_converters.data import MIN_EVALUATION
 from edgekit_converters.gate import Figures
 from edgekit_converters.statistics import gap_later, share_high
 
 _LEAST = 1e-3
 
 
+class Outlook(NamedTuple):
+    """What can be expected of a scheme on the report's samples.
+
+    Attributes:
+        reasons: why it is not taken; empty where it is.
+        headroom: of `headroom`, below 0 exactly where accuracy is a reason.
+    """
+
+    reasons: tuple[str, ...]
+    headroom: float | None
+
+
+def outlook(figures: Figures, budget: Budget, *, later: int) -> Outlook:
+    """What the report can be expected to show, on `later` samples; 0 where it will have none.
+
+    Losses count as they are where nobody can say more: where no artefact could be proven on that
+    many samples, or where the samples at hand are one group and do not show how much groups differ.
+    """
+    if not provable(budget, later=later) or _is_one_group(figures):
+        verdict = gate.judge(figures, budget)
+        return Outlook(verdict.reasons, headroom(figures, budget, bounds=False))
+    ahead = foreseen(figures, later=later)
+    verdict = gate.judge(ahead, budget)
+    doubts = tuple(f"the report could not prove it: {why}" for why in verdict.unproven)
+    return Outlook((*verdict.reasons, *doubts), headroom(ahead, budget, bounds=True))
+
+
 def provable(budget: Budget, *, later: int) -> bool:
     """Whether `later` samples could prove an artefact that never differs from the float model."""
-    return share_high(later) <= min(1.0 - budget.min_agreement, budget.accuracy_drop)
+    allowed = min(1.0 - budget.min_agreement, budget.accuracy_drop)
+    return later >= MIN_EVALUATION and share_high(later) <= allowed
 
 
 def foreseen(figures: Figures, *, later: int) -> Figures:
@@ -61,4 +92,11 @@ def headroom(figures: Figures, budget: Budget, *, bounds: bool) -> float | None:
 
 
 def _room(loss: float, allowed: float) -> float:
-    return 1.0 - loss / max(allowed, _LEAST)
+    """Below 0 exactly where more is lost than allowed, also where next to nothing is."""
+    spare = allowed if loss > allowed else max(allowed, _LEAST)
+    return (spare - loss) / max(allowed, _LEAST)
+
+
+def _is_one_group(figures: Figures) -> bool:
+    known = ((figures.agreement, figures.agreement_low), (figures.drop, figures.drop_high))
+    return any(figure is not None and bound is None for figure, bound in known)

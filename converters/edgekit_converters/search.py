@@ -57,6 +57,11 @@ class Trial(Strict, frozen=True, kw_only=True):
     def accepted(self) -> bool:
         return not self.reasons and not self.probe
 
+    @property
+    def is_close(self) -> bool:
+        """Whether its answers keep within the budget, whatever else speaks against it."""
+        return self.headroom is not None and self.headroom >= 0
+
 
 class Proposal(Strict, frozen=True, kw_only=True):
     """What to make next. A probe is not timed."""
@@ -70,7 +75,7 @@ class Space(Strict, frozen=True, kw_only=True):
 
     Attributes:
         prefix: steps that every scheme begins with, as the recipe says.
-        families: by pass that changes precision, its steps, best guess first.
+        families: each the steps of one pass that are as fast as each other, best guess first.
         preparations: by pass, steps that help a family and gain nothing alone.
         rewrites: by pass, steps that gain alone or before a family, least loss first.
         blocks: of the model, in running order.
@@ -142,6 +147,8 @@ def pareto(points: Sequence[tuple[float, float]]) -> tuple[bool, ...]:
 
 
 def _openers(space: Space, known: dict[str, Trial]) -> Iterator[Proposal]:  # noqa: ARG001
+    if space.prefix and not space.families:
+        yield Proposal(scheme=_after(space))
     for family in space.families:
         yield Proposal(scheme=_after(space, family[0]))
 
@@ -149,7 +156,7 @@ def _openers(space: Space, known: dict[str, Trial]) -> Iterator[Proposal]:  # no
 def _variations(space: Space, known: dict[str, Trial]) -> Iterator[Proposal]:
     for family in _promising(space, known):
         for step in family[1:]:
-            if any(_accepted(space, known, earlier) for earlier in family):
+            if _is_settled(space, known, family):
                 break
             yield Proposal(scheme=_after(space, step))
 
@@ -157,7 +164,7 @@ def _variations(space: Space, known: dict[str, Trial]) -> Iterator[Proposal]:
 def _preparations(space: Space, known: dict[str, Trial]) -> Iterator[Proposal]:
     for family in _promising(space, known):
         best = _closest(space, known, family)
-        if best is None or _accepted(space, known, family[0]):
+        if best is None or _is_settled(space, known, family):
             continue
         for steps in space.preparations:
             for step in steps:
@@ -182,7 +189,9 @@ def _mixtures(space: Space, known: dict[str, Trial]) -> Iterator[Proposal]:
         scheme = _keeping(base.scheme, [order[i] for i in range(middle)])
         yield Proposal(scheme=scheme)
         trial = known[scheme.name]
-        few, many = (few, middle) if trial.accepted else (middle, many)
+        # One that is right and still refused is too slow: more in float would not mend that.
+        enough = trial.is_close or trial.headroom is None
+        few, many = (few, middle) if enough else (middle, many)
 
 
 def _rewrites(space: Space, known: dict[str, Trial]) -> Iterator[Proposal]:
@@ -217,9 +226,10 @@ def _promising(space: Space, known: dict[str, Trial]) -> Iterator[tuple[Step, ..
     yield from (family for _, family in sorted(found, key=lambda item: item[0]))
 
 
-def _accepted(space: Space, known: dict[str, Trial], step: Step) -> bool:
-    trial = known.get(_after(space, step).name)
-    return trial is not None and trial.accepted
+def _is_settled(space: Space, known: dict[str, Trial], family: Sequence[Step]) -> bool:
+    """Whether a step of the family answers well enough: others would gain nothing."""
+    trials = (known.get(_after(space, step).name) for step in family)
+    return any(trial is not None and trial.is_close for trial in trials)
 
 
 def _closest(space: Space, known: dict[str, Trial], family: Sequence[Step]) -> Step | None:
@@ -240,7 +250,8 @@ def _closest(space: Space, known: dict[str, Trial], family: Sequence[Step]) -> S
 
 
 def _to_mix(space: Space, known: dict[str, Trial]) -> Trial | None:
-    """The refused scheme to take blocks out of: clearly faster than what is accepted, and closest.
+    """The scheme to take blocks out of: too far from float, and of those that are clearly faster
+    than what is accepted the closest.
 
     Only schemes whose last step can leave nodes in float, and does not yet.
     """
@@ -249,10 +260,10 @@ def _to_mix(space: Space, known: dict[str, Trial]) -> Trial | None:
     refused = [
         trial
         for trial in plain
-        if not trial.accepted
-        and not trial.probe
+        if not trial.probe
         and not _mixed(trial)
         and trial.headroom is not None
+        and not trial.is_close
         and trial.cost is not None
         and trial.cost <= _WORTH * best
         and KEEP in trial.scheme.steps[-1].options

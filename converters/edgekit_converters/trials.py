@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgekit import tensors
-from edgekit.errors import BuildError, EngineError
+from edgekit.errors import BuildError, EdgekitError, EngineError
 from edgekit.manifest import Needs
 from edgekit.profile import DeviceProfile, EngineSpec
 from edgekit.structs import Strict
@@ -50,7 +50,7 @@ class Record(Strict, frozen=True, kw_only=True):
         failure: why it could not be made or run; then nothing else is known.
         problems: what the engine is known not to take.
         selection: against the source, on the selection samples; None without them.
-        noise: power of the error of float outputs over their own, on those samples.
+        noise: of `noise_of`, on those samples.
         timing, float_timing: side by side; None for a probe, or on another machine.
     """
 
@@ -111,39 +111,48 @@ class Trials:
 
     def record(self, scheme: Scheme, *, probe: bool = False) -> Record:
         """Make a scheme and see what it does to the selection samples; a probe is not timed."""
-        key = key_of(self._facts, scheme, self._metric, self._count("selection"), probe)
-        entry = self._workshop.cache.get("trial", key)
-        if entry is not None:
-            found = msgspec.json.decode((entry / "record").read_bytes(), type=Record)
-            if found.failure is None and scheme.name not in self._paths:
-                # What lies in the cache may be gone before the bundle is written.
-                copy = self._workshop.scratch / self._file_name(scheme)
-                shutil.copyfile(entry / "artefact", copy)
-                self._paths[scheme.name] = copy
-            return found
+        key = self._key(scheme, probe=probe)
+        known = self._workshop.cache.recall("trial", key, _read_record)
+        if known is not None:
+            return known
+        files: dict[str, bytes | Path] = {}
         try:
             found = self._found(scheme, probe=probe)
-            files: dict[str, bytes | Path] = {"artefact": self.path(scheme)}
-        except (BuildError, EngineError) as e:
-            found, files = Record(failure=f"{e.message} ({e.hint})" if e.hint else e.message), {}
+            if not probe:
+                files["artefact"] = self.path(scheme)
+        except EngineError as e:
+            # It may have lacked memory; the next build asks again.
+            return _failed(e)
+        except BuildError as e:
+            found = _failed(e)
+            if not scheme.steps:
+                # No pass refused but a tool, which may be installed by the next build.
+                return found
+        finally:
+            if probe and scheme.name in self._paths:
+                # Nobody asks for it again, and there are many.
+                self._paths.pop(scheme.name).unlink()
         files["record"] = msgspec.json.encode(found)
         self._workshop.cache.put("trial", key, files)
         return found
 
     def path(self, scheme: Scheme) -> Path:
-        """The artefact of a scheme that was made, below `scratch`."""
+        """The artefact of a scheme, below `scratch`: what lies in the cache may be trimmed."""
         known = self._paths.get(scheme.name)
         if known is None:
-            known = self._paths[scheme.name] = self._make(scheme)
+            key = self._key(scheme, probe=False)
+            kept = self._workshop.cache.recall(
+                "trial", key, lambda entry: self._copy(entry, scheme)
+            )
+            known = self._paths[scheme.name] = kept or self._make(scheme)
         return known
 
     def prove(self, scheme: Scheme) -> tuple[Proof, Arrays]:
         """Run an artefact on samples that nothing was chosen by; also its golden answers."""
         key = key_of(self._facts, scheme, self._metric, self._count("evaluation"))
-        entry = self._workshop.cache.get("proof", key)
-        if entry is not None:
-            golden = tensors.decode((entry / "golden").read_bytes(), what="cache")
-            return msgspec.json.decode((entry / "proof").read_bytes(), type=Proof), golden
+        known = self._workshop.cache.recall("proof", key, _read_proof)
+        if known is not None:
+            return known
         proof, golden = self._proof(scheme)
         files = {"proof": msgspec.json.encode(proof), "golden": tensors.encode(golden)}
         self._workshop.cache.put("proof", key, files)
@@ -157,9 +166,9 @@ class Trials:
         if not self._timed:
             return {}
         key = key_of(self._facts, schemes)
-        entry = self._workshop.cache.get("timing", key)
-        if entry is not None:
-            return msgspec.json.decode((entry / "timings").read_bytes(), type=dict[str, Timing])
+        known = self._workshop.cache.recall("timing", key, _read_timings)
+        if known is not None:
+            return known
         files = {FLOAT: self.path(Scheme())}
         files |= {scheme.name: self.path(scheme) for scheme in schemes if scheme.steps}
         taken = [self._one_opening(files, quick=False) for _ in range(_OPENINGS)]
@@ -232,10 +241,14 @@ class Trials:
         try:
             for name, path in files.items():
                 sessions[name] = engine.open(path, options=self._options_here)
-            return self._measurer.measure(sessions, inputs, quick=quick)
+            taken = self._measurer.measure(sessions, inputs, quick=quick)
         finally:
             for session in sessions.values():
                 session.close()
+        if self._engine.accelerator == "cpu" and self._engine.threads == 1:
+            return taken
+        # The CPU time of one thread is then not what a run costs.
+        return {name: Timing(blocks_ms=timing.blocks_ms) for name, timing in taken.items()}
 
     def _make(self, scheme: Scheme) -> Path:
         source = self._workshop.source
@@ -258,6 +271,14 @@ class Trials:
             raise BuildError(f"{steps[-1].label} needs calibration samples", hint="give --data")
         return last.apply(self._models[before], steps[-1], calibration=calibration)
 
+    def _copy(self, entry: Path, scheme: Scheme) -> Path:
+        copy = self._workshop.scratch / self._file_name(scheme)
+        shutil.copyfile(entry / "artefact", copy)
+        return copy
+
+    def _key(self, scheme: Scheme, *, probe: bool) -> str:
+        return key_of(self._facts, scheme, self._metric, self._count("selection"), probe)
+
     def _file_name(self, scheme: Scheme) -> str:
         return f"{self._prefix}-{key_of(scheme)[:16]}{self._workshop.suffix}"
 
@@ -271,13 +292,32 @@ class Trials:
         return "litert" if self._engine.name == "tflite-runtime" else self._engine.name
 
 
-def noise_of(reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> float:
-    """Power of the error over that of the answers, over all float outputs; infinite where an
-    answer is no number, 0 where no output is a float."""
+def noise_of(
+    reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+) -> float | None:
+    """Power of the error over that of the answers, over all float outputs; 0 where no output is a
+    float, None where an answer is no number."""
     error = power = 0.0
     for name, wanted in reference.items():
         if wanted.dtype.kind == "f":
             error += float(np.square(wanted.astype(np.float64) - outputs[name]).sum())
             power += float(np.square(wanted, dtype=np.float64).sum())
     ratio = error / power if power else error
-    return ratio if np.isfinite(ratio) else float("inf")
+    return ratio if np.isfinite(ratio) else None
+
+
+def _failed(error: EdgekitError) -> Record:
+    return Record(failure=f"{error.message} ({error.hint})" if error.hint else error.message)
+
+
+def _read_record(entry: Path) -> Record:
+    return msgspec.json.decode((entry / "record").read_bytes(), type=Record)
+
+
+def _read_proof(entry: Path) -> tuple[Proof, Arrays]:
+    golden = tensors.decode((entry / "golden").read_bytes(), what="cache")
+    return msgspec.json.decode((entry / "proof").read_bytes(), type=Proof), golden
+
+
+def _read_timings(entry: Path) -> dict[str, Timing]:
+    return msgspec.json.decode((entry / "timings").read_bytes(), type=dict[str, Timing])

@@ -163,15 +163,9 @@ class Workshop:
     def reference(self, part: Part) -> Arrays:
         """The source's own answers to a part that there is, from the file as it came."""
         if part not in self._reference:
-            key = key_of(self.identity, part)
-            entry = self.cache.get("reference", key) if part == "golden" else None
-            if entry is not None:
-                answers = tensors.decode((entry / "answers").read_bytes(), what="cache")
-            else:
-                answers = self._source_answers(part)
-                if part == "golden":
-                    self.cache.put("reference", key, {"answers": tensors.encode(answers)})
-            self._reference[part] = answers
+            self._reference[part] = (
+                self._golden_reference() if part == "golden" else self._source_answers(part)
+            )
         return self._reference[part]
 
     def answers(self, session: Session, part: Part) -> Arrays:
@@ -212,11 +206,8 @@ class Workshop:
         constants = self.recipe.constants
         facts = (self.source.sha256, self.shapes, constants, max_opset, max_ir, fold)
         key = key_of(code_digest(), self.tools, *facts)
-        if (entry := self.cache.get("normal", key)) is not None:
-            return Normalised(
-                model=onnx.load_model(entry / "model.onnx"),
-                **msgspec.json.decode((entry / "facts.json").read_bytes(), type=_NormalFacts).all(),
-            )
+        if (known := self.cache.recall("normal", key, _read_normal)) is not None:
+            return known
         normal = normalise(
             self.source.model,
             shapes=self.shapes,
@@ -283,6 +274,14 @@ class Workshop:
             session.run(next(iter_batches(self.inputs, samples.arrays, size=1)))
         finally:
             session.close()
+
+    def _golden_reference(self) -> Arrays:
+        key = key_of(self.identity, "golden")
+        answers = self.cache.recall("reference", key, _read_answers)
+        if answers is None:
+            answers = self._source_answers("golden")
+            self.cache.put("reference", key, {"answers": tensors.encode(answers)})
+        return answers
 
     def _source_answers(self, part: Part) -> Arrays:
         try:
@@ -351,8 +350,19 @@ class _NormalFacts(msgspec.Struct, frozen=True):
     outputs: tuple[TensorSpec, ...]
     notes: tuple[str, ...]
 
-    def all(self) -> dict[str, Any]:
-        return msgspec.structs.asdict(self)
+
+def _read_normal(entry: Path) -> Normalised:
+    facts = msgspec.json.decode((entry / "facts.json").read_bytes(), type=_NormalFacts)
+    return Normalised(
+        model=onnx.load_model(entry / "model.onnx"),
+        inputs=facts.inputs,
+        outputs=facts.outputs,
+        notes=facts.notes,
+    )
+
+
+def _read_answers(entry: Path) -> Arrays:
+    return tensors.decode((entry / "answers").read_bytes(), what="cache")
 
 
 def _require_numbers(golden: Arrays, *, what: str) -> None:

@@ -237,7 +237,7 @@ def test_a_recipe_says_each_step_by_its_name(tmp_path: Path) -> None:
         ("budget: {accuracy_drop: 2}", "accuracy_drop"),
         ("budget: {max_latency_ms: .nan}", "not a finite number"),
         ("split: {golden: 0}", "golden"),
-        ("metric: guess", "metric"),
+        ("metric: Best Guess", "metric"),
         ("[]", "Expected `object`, got `array`"),
         ("false", "Expected `object`, got `bool`"),
     ],

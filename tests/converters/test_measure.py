@@ -51,7 +51,7 @@ def test_a_machine_of_changing_speed_does_not_change_the_speed_up() -> None:
     machine = Machine()
     sessions = {"float": machine.session("float", 0.010), "int8": machine.session("int8", 0.004)}
 
-    timings = Interleaved(now=machine.read).measure(sessions, {})
+    timings = Interleaved(now=machine.read, cpu=None).measure(sessions, {})
 
     assert speedup(timings["float"], timings["int8"]) == pytest.approx(2.5)
 
@@ -60,7 +60,7 @@ def test_sessions_take_turns_and_none_always_follows_the_other() -> None:
     machine = Machine()
     sessions = {"a": machine.session("a", 0.001), "b": machine.session("b", 0.001)}
 
-    Interleaved(blocks=4, runs=1, now=machine.read).measure(sessions, {})
+    Interleaved(blocks=4, runs=1, now=machine.read, cpu=None).measure(sessions, {})
 
     assert "".join(machine.order[10:]) == "abbaabba"
 
@@ -69,7 +69,7 @@ def test_a_slow_model_is_measured_within_the_limit() -> None:
     machine = Machine()
     sessions = {"float": machine.session("float", 0.5)}
 
-    timing = Interleaved(limit_s=6.0, now=machine.read).measure(sessions, {})["float"]
+    timing = Interleaved(limit_s=6.0, now=machine.read, cpu=None).measure(sessions, {})["float"]
 
     assert len(timing.blocks_ms) >= 3
     assert machine.now_s <= 25

@@ -74,6 +74,17 @@ def test_weights_after_several_turns_are_those_of_least_squares(seed: int, per_u
     assert not weights[:, ~kept].any()
 
 
+def test_a_twin_goes_before_channels_that_stand_alone() -> None:
+    covariance = np.eye(5)
+    covariance[1, 3] = covariance[3, 1] = 1
+    of = Problem(np.ones((2, 5)), covariance, np.arange(5).reshape(-1, 1))
+
+    removal = next(eliminate([of], [1]))
+
+    assert removal.units.tolist()[0] in (1, 3)
+    np.testing.assert_allclose(removal.weights[0].sum(axis=1), 5, rtol=0.03)
+
+
 def test_every_reader_of_a_group_has_a_say() -> None:
     needs_first = Problem(np.array([[9.0, 1.0, 0.0]]), np.eye(3), np.array([[0], [1], [2]]))
     needs_last = Problem(np.array([[0.0, 1.0, 9.0]]), np.eye(3), np.array([[0], [1], [2]]))

@@ -121,6 +121,7 @@ PASSES: Registry[Pass] = Registry(
         "int4-weights": "edgekit_converters.passes.int4_weights:PASS",
         "equalise": "edgekit_converters.passes.equalise:PASS",
         "smooth": "edgekit_converters.passes.smooth:PASS",
+        "prune": "edgekit_converters.passes.prune:PASS",
         "layout": "edgekit_converters.passes.layout:PASS",
         "batch": "edgekit_converters.passes.batch:PASS",
     },

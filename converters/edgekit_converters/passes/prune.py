@@ -34,7 +34,7 @@ from edgekit_converters.passes.pruning.refit import pruned
 from edgekit_converters.passes.pruning.survey import Survey, survey
 
 _NAME = "prune"
-_SHARES = (0.1, 0.2, 0.3)
+_SHARES = (0.1, 0.15, 0.2)
 
 
 class Options(Strict, frozen=True, kw_only=True):

@@ -110,3 +110,5 @@ def _remove(weight: Matrix, inverse: Matrix, features: NDArray[np.intp]) -> None
     weight -= weight[:, features] @ change
     weight[:, features] = 0
     inverse -= columns @ change
+    inverse[features] = 0
+    inverse[:, features] = 0

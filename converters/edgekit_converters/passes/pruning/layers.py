@@ -63,7 +63,7 @@ class Layer:
     def features_of(self, channels: NDArray[np.intp]) -> NDArray[np.intp]:
         """Features of input channels, [..., k] to [..., k * taps]."""
         each = channels[..., np.newaxis] * self.taps + np.arange(self.taps)
-        return each.reshape(*channels.shape[:-1], -1)
+        return each.reshape(*channels.shape[:-1], channels.shape[-1] * self.taps)
 
     def rows(self, source: NDArray[np.float32], *, sample: int) -> NDArray[np.float32]:
         """What the layer reads, [features, rows], at the positions of this sample's turn."""

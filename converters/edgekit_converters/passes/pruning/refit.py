@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from edgekit_converters.passes.pruning.channels import Channels
 from edgekit_converters.passes.pruning.elimination import fitted
@@ -59,9 +60,7 @@ def _losing(channels: Channels, removed: Sequence[int], layers: Mapping[str, Lay
     ]
 
 
-def _kept_outputs(
-    channels: Channels, removed: Sequence[int], layer: Layer
-) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def _kept_outputs(channels: Channels, removed: Sequence[int], layer: Layer) -> NDArray[np.bool_]:
     made = channels.labels(layer.consumer.output)
     assert made is not None  # a consumer is a producer, too
     return channels.kept(removed)[made.ids]

@@ -1,0 +1,87 @@
+"""Offers: what a recipe lets the search compose for one model and one engine.
+
+Without `passes` in the recipe every pass is asked what it offers. Passes that a recipe names and
+that do not change the precision begin every scheme, in its order; those that do are alternatives,
+and what it leaves open of them is searched. What cannot be run here is refused with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+from edgekit.profile import EngineSpec
+from edgekit.recipe import PassSpec
+from edgekit_converters.blocks import blocks_of
+from edgekit_converters.cache import key_of
+from edgekit_converters.passes import PASSES, Kind, Step, Style
+from edgekit_converters.report import Rejected
+from edgekit_converters.search import Space
+from edgekit_converters.source import TfliteSource
+from edgekit_converters.workshop import Workshop
+
+# Options that change the answers of a step and hardly its speed.
+_RANGES = frozenset({"calibrator", "percentile", "per_channel"})
+
+
+def space_of(
+    workshop: Workshop, engine: EngineSpec, *, style: Style, timed: bool
+) -> tuple[Space, tuple[Rejected, ...]]:
+    """What may be composed, and which passes of the recipe cannot be run.
+
+    Args:
+        style: whose rules quantised graphs follow.
+        timed: artefacts run on the machine they are for. Elsewhere nobody could say what a
+            rewrite gains, and only the recipe can ask for one.
+
+    Raises:
+        RecipeError: an option of a pass is unknown or out of range.
+    """
+    asked = workshop.recipe.passes
+    if isinstance(workshop.source, TfliteSource):
+        reason = "a .tflite source is packaged as it is"
+        return Space(), tuple(_refused(spec.name, reason, engine) for spec in asked or ())
+    model = workshop.normal(engine).model
+    has_samples = workshop.parts.calibration is not None
+    refused: list[Rejected] = []
+    prefix: list[Step] = []
+    found: dict[Kind, list[tuple[Step, ...]]] = {kind: [] for kind in get_args(Kind)}
+    for spec in asked if asked is not None else _every_pass():
+        tool = PASSES.get(spec.name)
+        offers = tool.offers(spec.options, model=model, engine=engine, style=style)
+        if not offers and asked is not None:
+            reason = f"nothing to do on this model, or not for {engine.name} here"
+            refused.append(_refused(spec.name, reason, engine))
+        elif offers and tool.needs_samples and not has_samples:
+            refused.append(_refused(spec.name, "no calibration samples: give --data", engine))
+        elif offers and tool.kind == "precision":
+            found[tool.kind] += families(offers)
+        elif offers and asked is not None:
+            prefix.append(offers[0])
+        elif offers and has_samples and (timed or tool.kind == "preparation"):
+            found[tool.kind].append(offers)
+    space = Space(
+        prefix=tuple(prefix),
+        families=tuple(found["precision"]),
+        preparations=tuple(found["preparation"]),
+        rewrites=tuple(found["rewrite"]),
+        blocks=blocks_of(model),
+    )
+    return space, tuple(refused)
+
+
+def families(offers: Sequence[Step]) -> list[tuple[Step, ...]]:
+    """Offers that differ only in how ranges are chosen are as fast as each other: one family."""
+    found: dict[str, list[Step]] = {}
+    for step in offers:
+        speed = {name: value for name, value in step.options.items() if name not in _RANGES}
+        found.setdefault(key_of(speed), []).append(step)
+    return [tuple(family) for family in found.values()]
+
+
+def _every_pass() -> tuple[PassSpec, ...]:
+    return tuple(PassSpec(name=name) for name in PASSES.names())
+
+
+def _refused(name: str, reason: str, engine: EngineSpec) -> Rejected:
+    return Rejected(scheme=name, reason=reason, engine=engine.name)
