@@ -101,7 +101,7 @@ class Budget(Strict, frozen=True, kw_only=True):
     """
 
     accuracy_drop: Share = 0.05
-    min_agreement: Share = 0.95
+    min_agreement: Share = 0.9
     min_speedup: Annotated[float, msgspec.Meta(ge=1)] = 1.0
     max_size_mb: Annotated[float, msgspec.Meta(gt=0)] | None = None
     max_latency_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None

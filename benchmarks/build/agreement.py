@@ -68,11 +68,13 @@ def interval(table: Counts, groups: NDArray[np.int64]) -> tuple[float, float]:
 def cosine(kind: str, ours: Floats, theirs: Floats) -> float:
     """Mean cosine between the answers to each sample; 0 where an answer is not finite.
 
-    Of `boxes` only the scores count: corners in pixels would drown them.
+    Of `boxes` only the scores count: corners in pixels would drown them. Where an answer is one
+    number, which has no direction, the answers to all samples are one vector.
     """
     if kind == "boxes":
         ours, theirs = ours[..., 4:, :], theirs[..., 4:, :]
-    a, b = _unit(ours.reshape(len(ours), -1)), _unit(theirs.reshape(len(theirs), -1))
+    rows = len(ours) if ours[0].size > 1 else 1
+    a, b = _unit(ours.reshape(rows, -1)), _unit(theirs.reshape(rows, -1))
     return float(np.nan_to_num((a * b).sum(axis=1)).mean())
 
 

@@ -149,7 +149,9 @@ def calm(patience_s: float) -> float:
 def _ours(task: Task, given: argparse.Namespace) -> dict[str, Any]:
     folder, kept = _folder(task, ours.NAME, again=ours.NAME in given.again)
     if kept is None:
-        outcome, chosen = ours.build(task.file, task.given, folder, limit_s=_LIMIT_S)
+        outcome, chosen = ours.build(
+            task.file, task.given, folder, options=task.model.options, limit_s=_LIMIT_S
+        )
         kept = _keep(folder, outcome, chosen)
     return _row(ours.NAME, ours.how(), "onnxruntime", folder / "model.onnx", kept)
 

@@ -132,7 +132,9 @@ def _open_onnxruntime(path: str) -> tuple[Run, dict[str, int]]:
     ranks = {value.name: len(value.shape) for value in session.get_inputs()}
 
     def run(feed: Feed) -> dict[str, NDArray[Any]]:
-        return dict(zip(names, session.run(names, feed), strict=True))
+        # An artefact may have an input less: one that was made a constant.
+        known = {name: array for name, array in feed.items() if name in ranks}
+        return dict(zip(names, session.run(names, known), strict=True))
 
     return run, ranks
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def how() -> str:
 
 
 def build(
-    model: Path, samples: Path, folder: Path, *, limit_s: float
+    model: Path, samples: Path, folder: Path, *, options: tuple[str, ...], limit_s: float
 ) -> tuple[Outcome, dict[str, Any]]:
     """Build in `folder`; leaves `model.onnx`, the artefact of the default variant.
 
@@ -36,7 +37,7 @@ def build(
     command = [
         *(sys.executable, "-c", _START, "build", str(model)),
         *("--profile", f"generic-{platform.machine()}", "--data", str(samples)),
-        *("--out", str(folder), "--json"),
+        *("--out", str(folder), "--json", *options),
     ]
     # A build keeps trials; a figure of the second run would not be that of the first.
     variables = {"XDG_CACHE_HOME": str(folder / "cache")}
@@ -46,7 +47,8 @@ def build(
     (found,) = json.loads((folder / STDOUT).read_bytes())["bundles"]
     with Bundle.open(Path(found["path"])) as bundle:
         default = bundle.manifest.variants[0]
-        (folder / "model.onnx").write_bytes(bundle.read(default.artifact))
+        with Bundle.open(bundle.unpack(folder / "unpacked")) as unpacked:
+            shutil.copyfile(unpacked.artifact(default), folder / "model.onnx")
     best = found["variants"][0]
     kept = ("name", "scheme", "precision", "speedup", "agreement")
     chosen = {key: best[key] for key in kept if key in best}

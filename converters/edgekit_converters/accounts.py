@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from edgekit_converters import search
+from edgekit_converters.findings import Record
 from edgekit_converters.report import Rejected, Tried
 from edgekit_converters.search import Trial
-from edgekit_converters.trials import Record
 
 
 def tried(

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
+
+import msgspec
 
 from edgekit.profile import DeviceProfile, EngineSpec
 from edgekit_converters import accounts, finals, gate, offers, prospects, search
 from edgekit_converters.artefact import Made, figures
+from edgekit_converters.findings import Record
 from edgekit_converters.measure import Measurer, Timing, speedup
 from edgekit_converters.passes import Scheme
 from edgekit_converters.report import Rejected, Tried
 from edgekit_converters.search import Proposal, Space, Trial
 from edgekit_converters.targets import Target
-from edgekit_converters.trials import FLOAT, Record, Trials
+from edgekit_converters.trials import FLOAT, Trials
 from edgekit_converters.workshop import Workshop
 
 Say = Callable[[str], None]
+End = Literal["done", "trials", "time"]
 SOURCE = Scheme().name
 
 
@@ -90,16 +95,16 @@ class Bench:
             self._workshop, self._engine, style=self._target.style, timed=self._is_timed
         )
         history, ended = self._explore(space)
-        source = self._made(Scheme())
         placed = finals.settle(
             history,
             most=max(limits.variants - 1, 1),
-            behind_float=limits.variants > 1 and not source.verdict.refused,
+            behind_float=lambda: limits.variants > 1 and not self._float().verdict.refused,
             retime=self._time,
             judged=self._made,
         )
-        if not self._timings:
-            self._time([])
+        source = self._float()
+        if source.verdict.refused:
+            refused += (self._refused(SOURCE, "; ".join(source.verdict.reasons)),)
         tried = tuple(
             accounts.tried(
                 placed.history,
@@ -109,70 +114,30 @@ class Bench:
             )
         )
         return Line(
-            self._made(Scheme()),
+            source,
             placed.rungs,
             tried,
             (*refused, *accounts.rejected(tried)),
-            truncated,
-            tuple(notes),
+            truncated=ended == "time",
+            notes=tuple(self._notes(source, ended, trials=len(history))),
         )
 
-    def _space(self) -> tuple[Space, list[Rejected]]:
-        """What the recipe lets the search compose, and which of its passes cannot be run here."""
-        if isinstance(self._workshop.source, TfliteSource):
-            return Space(), []
-        specs = self._workshop.recipe.passes
-        asked = specs is not None
-        if specs is None:
-            specs = tuple(PassSpec(name=name) for name in PASSES.names())
-        refused: list[Rejected] = []
-        prefix: list[Step] = []
-        found: dict[Kind, list[tuple[Step, ...]]] = {kind: [] for kind in get_args(Kind)}
-        for spec in specs:
-            kind = PASSES.get(spec.name).kind
-            offers = self._offers(spec)
-            if offers and PASSES.get(spec.name).needs_samples and not self._has_samples:
-                refused.append(self._refused(spec.name, "no calibration samples: give --data"))
-            elif offers and asked and kind != "precision":
-                prefix.append(offers[0])
-            elif offers and kind == "precision":
-                found[kind] += _families(offers)
-            elif offers and self._has_samples and self._is_timed:
-                found[kind].append(offers)
-            elif asked and not offers:
-                reason = f"nothing to do on this model, or not for {self._engine.name} here"
-                refused.append(self._refused(spec.name, reason))
-        space = Space(
-            prefix=tuple(prefix),
-            families=tuple(found["precision"]),
-            preparations=tuple(found["preparation"]),
-            rewrites=tuple(found["rewrite"]),
-            blocks=blocks_of(self._workshop.normal(self._engine).model),
-        )
-        return space, refused
-
-    def _offers(self, spec: PassSpec) -> tuple[Step, ...]:
-        model = self._workshop.normal(self._engine).model
-        return PASSES.get(spec.name).offers(
-            spec.options, model=model, engine=self._engine, style=self._target.style
-        )
-
-    def _explore(self, space: Space) -> tuple[list[Trial], bool]:
-        """Make one scheme after the other until nothing more is worth it."""
+    def _explore(self, space: Space) -> tuple[list[Trial], End]:
+        """Make one scheme after the other until nothing more is worth it, or a limit is reached."""
         limits = self._workshop.recipe.search
         started_s = self._now()
         history: list[Trial] = []
-        while len(history) < limits.trials:
-            proposal = search.propose(space, history)
-            if proposal is None:
-                return history, False
+        while (proposal := search.propose(space, history)) is not None:
+            if len(history) >= limits.trials:
+                return history, "trials"
             if self._now() - started_s > limits.limit_s:
-                return history, True
+                return history, "time"
             self._say(f"{self._profile.name}: trial {len(history) + 1}, {proposal.scheme.name}")
             trial = self._trial(proposal)
             history.append(trial)
-            self._say(f"{self._profile.name}: {_told(trial, self._records[trial.scheme.name])}")
-        return history, False
+            told = accounts.told(trial, self._records[trial.scheme.name])
+            self._say(f"{self._profile.name}: {told}")
+        return history, "done"
 
     def _trial(self, proposal: Proposal) -> Trial:
         record = self._record(proposal)
@@ -189,75 +154,35 @@ class Bench:
             speedup=speed,
             latency_ms=record.timing.p50_ms if record.timing else None,
         )
-        reasons, headroom = self._prospect(found)
+        parts = self._workshop.parts
+        later = parts.evaluation.count if parts.evaluation else 0
+        groups = record.selection.groups if record.selection else 0
+        budget = self._workshop.recipe.budget
+        outlook = prospects.outlook(found, budget, groups=groups, later=later)
+        noise = record.noise
+        if record.selection is not None and not record.selection.finite:
+            noise = math.inf
         return Trial(
             scheme=scheme,
-            headroom=headroom,
-            noise=record.noise,
+            headroom=outlook.headroom,
+            noise=noise,
             cost=None if proposal.probe else self._cost(scheme, record, speed),
             probe=proposal.probe,
-            reasons=(*record.problems, *reasons),
+            reasons=(*record.problems, *outlook.reasons),
         )
 
-    def _prospect(self, found: Figures) -> tuple[tuple[str, ...], float | None]:
-        """Why a scheme is not taken, and the headroom that the report can be expected to show."""
-        budget, samples = self._workshop.recipe.budget, self._workshop.parts.evaluation
-        if samples is None or not prospects.provable(budget, later=samples.count):
-            verdict = gate.judge(found, budget)
-            return verdict.reasons, prospects.headroom(found, budget, bounds=False)
-        ahead = prospects.foreseen(found, later=samples.count)
-        verdict = gate.judge(ahead, budget)
-        doubts = tuple(f"the report could not prove it: {why}" for why in verdict.unproven)
-        return (*verdict.reasons, *doubts), prospects.headroom(ahead, budget, bounds=True)
-
-    def _settle(self, history: Sequence[Trial]) -> tuple[list[Trial], tuple[Made, ...]]:
-        """Time the best again and let the gate judge what would ship, until all of it is proven.
-
-        Where nothing can be, the best of what is not refused may ship behind the float model.
-        """
-        trials = list(history)
-        most = self._workshop.recipe.search.variants - 1
-        again = [trials[i].scheme for i in _rivals(trials, most=most)]
-        unproven: list[Made] = []
-        while again:
-            self._time(again)
-            trials = [self._retimed(trial) for trial in trials]
-            rungs = search.ladder(trials, most=most)
-            # What moves up for something that was taken out has not been timed well yet.
-            again = [trials[i].scheme for i in rungs if trials[i].scheme.name not in self._timings]
-            if again and self._is_timed:
-                continue
-            made = [self._made(trials[i].scheme) for i in rungs]
-            wrong = [(i, m) for i, m in zip(rungs, made, strict=True) if not m.verdict.proven]
-            if not wrong:
-                return trials, tuple(made) or tuple(unproven[:1])
-            for i, doubtful in wrong:
-                verdict = doubtful.verdict
-                unproven += [doubtful] if not verdict.refused else []
-                reasons = (*verdict.reasons, *verdict.unproven)
-                trials[i] = msgspec.structs.replace(
-                    trials[i], reasons=tuple(f"on the report's samples: {why}" for why in reasons)
-                )
-            again = [trials[i].scheme for i in search.ladder(trials, most=most)]
-        return trials, tuple(unproven[:1])
-
-    def _time(self, schemes: Sequence[Scheme]) -> None:
+    def _time(self, schemes: Sequence[Scheme]) -> dict[str, tuple[Timing, Timing]]:
         """Time schemes and float side by side, where they are not known well yet."""
         new = [scheme for scheme in schemes if scheme.name not in self._timings]
         if new or not self._timings:
             found = self._trials.time(new)
             for name, timing in found.items():
                 self._timings.setdefault(name, (timing, found[FLOAT]))
+        return self._timings
 
-    def _retimed(self, trial: Trial) -> Trial:
-        if trial.scheme.name not in self._timings:
-            return trial
-        own, parent = self._timings[trial.scheme.name]
-        low, high = speedup_quartiles(parent, own)
-        reasons = trial.reasons
-        if low < 1.0 and not reasons:
-            reasons = (f"not clearly faster than float: {low:.2f}x to {high:.2f}x",)
-        return msgspec.structs.replace(trial, cost=1 / speedup(parent, own), reasons=reasons)
+    def _float(self) -> Made:
+        self._time([])
+        return self._made(Scheme())
 
     def _made(self, scheme: Scheme) -> Made:
         """An artefact with its proof on samples that nothing was chosen by, judged."""
@@ -284,7 +209,12 @@ class Bench:
             float_timing=parent,
         )
         budget = self._workshop.recipe.budget
-        return replace(made, verdict=gate.judge(made.figures, budget, is_float=not scheme.steps))
+        verdict = gate.judge(made.figures, budget, is_float=not scheme.steps)
+        # Others with problems were refused by the search.
+        return replace(
+            made,
+            verdict=msgspec.structs.replace(verdict, reasons=(*record.problems, *verdict.reasons)),
+        )
 
     def _record(self, proposal: Proposal) -> Record:
         record = self._trials.record(proposal.scheme, probe=proposal.probe)
@@ -301,83 +231,22 @@ class Bench:
         share = record.size_bytes / max(self._records[SOURCE].size_bytes, 1)
         return (1 + place + min(share, 1.0)) / (2 + len(order))
 
-    def _tried(self, history: Sequence[Trial], chosen: Sequence[str]) -> Iterable[Tried]:
-        losses = [1.0 - (trial.headroom or 0.0) for trial in history]
-        costs = [trial.cost or float("inf") for trial in history]
-        points = list(zip(costs, losses, strict=True))
-        for trial, best in zip(history, search.pareto(points), strict=True):
-            record = self._records[trial.scheme.name]
-            found = record.selection
-            timed = record.timing is not None and trial.cost
-            yield Tried(
-                scheme=trial.scheme.name,
-                engine=self._engine.name,
-                precision=trial.scheme.precision,
-                size_bytes=record.size_bytes or None,
-                speedup=1 / trial.cost if timed and trial.cost else None,
-                agreement=found.agreement if found else None,
-                drop=found.metric.drop if found else None,
-                noise=trial.noise,
-                probe=trial.probe,
-                chosen=trial.scheme.name in chosen,
-                pareto=best and trial.accepted,
-                reasons=trial.reasons,
+    def _notes(self, source: Made, ended: End, *, trials: int) -> Iterator[str]:
+        name = self._engine.name
+        if ended == "time":
+            yield f"{name}: the time limit ended the search"
+        elif ended == "trials":
+            yield f"{name}: the search ended after {trials} trials, with more to try"
+        agreement = source.evaluation.agreement if source.evaluation else None
+        if agreement is not None and agreement < self._workshop.recipe.budget.min_agreement:
+            yield (
+                f"{name}: float itself gives the source's answer on {agreement:.3f} of the samples:"
+                " the model does not repeat its answers, or was not normalised rightly"
             )
 
     def _refused(self, scheme: str, reason: str) -> Rejected:
         return Rejected(scheme=scheme, reason=reason, engine=self._engine.name)
 
     @property
-    def _has_samples(self) -> bool:
-        return self._workshop.parts.calibration is not None
-
-    @property
     def _is_timed(self) -> bool:
         return self._evidence == "executed"
-
-
-def _families(offers: Sequence[Step]) -> list[tuple[Step, ...]]:
-    """Offers that differ only in how ranges are chosen are as fast as each other: one family."""
-    found: dict[str, list[Step]] = {}
-    for step in offers:
-        speed = {name: value for name, value in step.options.items() if name not in _RANGES}
-        found.setdefault(key_of(speed), []).append(step)
-    return [tuple(family) for family in found.values()]
-
-
-def _rivals(trials: Sequence[Trial], *, most: int) -> list[int]:
-    """What is timed again: what would ship, and what is nearly as fast as the fastest."""
-    rungs = search.ladder(trials, most=most)
-    if not rungs:
-        return []
-    accepted = [(trial.cost or 0.0, i) for i, trial in enumerate(trials) if trial.accepted]
-    fastest = min(cost for cost, _ in accepted)
-    near = [i for cost, i in sorted(accepted) if cost <= fastest * _RIVAL][:_MOST_RIVALS]
-    return sorted({*rungs, *near})
-
-
-def _rejected(entry: Tried, rungs: Sequence[Made]) -> Rejected:
-    reason = "; ".join(entry.reasons)
-    if not reason:
-        names = " and ".join(made.scheme.name for made in rungs)
-        reason = f"within the budget, but {names} ranked before it" if names else "not chosen"
-    return Rejected(
-        scheme=entry.scheme,
-        reason=reason,
-        engine=entry.engine,
-        speedup=entry.speedup,
-        agreement=entry.agreement,
-    )
-
-
-def _told(trial: Trial, record: Record) -> str:
-    """A trial in one line for whoever watches."""
-    found = record.selection
-    parts = [trial.scheme.name]
-    if record.timing is not None and trial.cost:
-        parts.append(f"{1 / trial.cost:.2f}x")
-    if found is not None and found.agreement is not None:
-        parts.append(f"agreement {found.agreement:.3f}")
-    elif found is not None:
-        parts.append(f"{found.metric.name} {found.metric.value:.4g}")
-    return ", ".join([*parts, *trial.reasons])

@@ -87,12 +87,24 @@ def _merged(
     A pair is as heavy as its nodes that work: what counts for a choice is how many of those it
     binds together, not how large they are, so each counts alike.
     """
-    spans = list(pieces)
-    heavy = [sum(work[i] > 0 for i in range(a, b)) for a, b in spans]
-    while len(spans) > 1 and (len(spans) > most or 0 in heavy):
-        pairs = range(len(spans) - 1)
-        candidates = [i for i in pairs if 0 in heavy[i : i + 2]] if 0 in heavy else pairs
-        i = min(candidates, key=lambda i: (heavy[i] + heavy[i + 1], i))
+    spans, heavy = _without_idle(pieces, [sum(work[i] > 0 for i in range(a, b)) for a, b in pieces])
+    while len(spans) > most:
+        i = min(range(len(spans) - 1), key=lambda i: (heavy[i] + heavy[i + 1], i))
         spans[i : i + 2] = [(spans[i][0], spans[i + 1][1])]
         heavy[i : i + 2] = [heavy[i] + heavy[i + 1]]
     return spans
+
+
+def _without_idle(
+    pieces: Sequence[tuple[int, int]], heavy: Sequence[int]
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Join what holds no work to its lighter neighbour, the earlier of two that are alike."""
+    busy = [i for i, weight in enumerate(heavy) if weight]
+    if not busy:
+        return [], []
+    starts = [pieces[0][0]]
+    for left, right in itertools.pairwise(busy):
+        # What lies idle between the two goes to one of them as a whole.
+        starts.append(pieces[left + 1 if heavy[right] < heavy[left] else right][0])
+    spans = list(itertools.pairwise([*starts, pieces[-1][1]]))
+    return spans, [heavy[i] for i in busy]

@@ -53,7 +53,9 @@ def build(
         profile=profile,
         order=order,
         gate=outcome,
-        variants={} if outcome.outcome == "refused" else variants(lines),
+        variants={}
+        if outcome.outcome == "refused"
+        else variants(lines, most=workshop.recipe.search.variants),
         tried=tuple(tried for line in lines for tried in line.tried),
         rejected=tuple(rejected for line in lines for rejected in line.rejected),
         truncated=any(line.truncated for line in lines),
@@ -64,20 +66,23 @@ def build(
     return assemble(workshop, findings)
 
 
-def variants(lines: Sequence[Line]) -> dict[str, Made]:
+def variants(lines: Sequence[Line], *, most: int) -> dict[str, Made]:
     """What ships, by name, default first.
 
     Engines come in the order of the profile. Of each engine, what is proven stands before its
     float parent, fastest first, so that a list of variants reads as a ladder from the fastest to
     the most accurate; what the data could not prove stands behind it.
+
+    Args:
+        most: variants of one engine.
     """
     named: dict[str, Made] = {}
     for line in lines:
         proven = [made for made in line.rungs if not made.verdict.unproven]
         unproven = [made for made in line.rungs if made.verdict.unproven]
-        for made in (*proven, line.parent, *unproven):
-            if made is not None and not made.verdict.reasons:
-                named[_free_name(made, named)] = made
+        parent = [made for made in (line.parent,) if made and not made.verdict.refused]
+        for made in (*proven, *parent, *unproven)[:most]:
+            named[_free_name(made, named)] = made
     return named
 
 
@@ -113,24 +118,42 @@ def _require_any(workshop: Workshop, profile: DeviceProfile, lines: Sequence[Lin
 
 
 def _outcome(workshop: Workshop, lines: Sequence[Line]) -> Gate:
-    floats = {f"float on {m.engine.name}": m.verdict for line in lines if (m := line.parent)}
-    others = {made.scheme.name: made.verdict for line in lines for made in line.rungs}
-    for line in lines:
-        for tried in line.tried:
-            if tried.reasons and not tried.probe:
-                others.setdefault(tried.scheme, Verdict(reasons=tried.reasons))
-    if workshop.data is None and workshop.recipe.passes != ():
+    floats: dict[str, Verdict] = {}
+    best: dict[str, Verdict] = {}
+    rest: dict[str, Verdict] = {}
+    made_for = [(line, line.parent) for line in lines if line.parent is not None]
+    for line, parent in made_for:
+        engine = parent.engine
+        # The same scheme for two engines has two verdicts.
+        where = "" if len(made_for) == 1 else f" on the {engine.accelerator}"
+        floats[f"float on {engine.name}{where}"] = parent.verdict
+        best |= {f"{made.scheme.name}{where}": made.verdict for made in line.rungs}
+        rest |= {
+            f"{tried.scheme}{where}": Verdict(reasons=tried.reasons)
+            for tried in line.tried
+            if tried.reasons and not tried.probe
+        }
+        rest |= {
+            f"{lost.scheme}{where}": Verdict(reasons=(lost.reason,))
+            for lost in line.rejected
+            if lost.scheme not in rest and lost.scheme != SOURCE
+        }
+    others = {**rest, **best}
+    asked = workshop.recipe.passes != () and workshop.source.format == "onnx"
+    if workshop.data is None and asked:
         unknown = ("accuracy is unknown without samples: give --data",)
         others.setdefault("everything but float", Verdict(unproven=unknown))
-    return gate.conclude(floats=floats, others=others)
+    return gate.conclude(floats=floats, others=others, asked=asked)
 
 
 def _free_name(made: Made, taken: dict[str, Made]) -> str:
+    """By kind; where another engine has that name, with what sets this one apart; else numbered."""
     kind = _kind(made)
-    for name in (kind, f"{kind}-{made.engine.accelerator}", f"{kind}-{made.engine.name}"):
-        if name not in taken:
-            return name
-    return next(name for n in range(2, len(taken) + 3) if (name := f"{kind}-{n}") not in taken)
+    stems = (kind, f"{kind}-{made.engine.accelerator}", f"{kind}-{made.engine.name}")
+    own = (stem for stem in stems if stem not in taken or taken[stem].engine == made.engine)
+    stem = next(own, kind)
+    names = (stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 3)))
+    return next(name for name in names if name not in taken)
 
 
 def _kind(made: Made) -> str:

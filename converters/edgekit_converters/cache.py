@@ -43,6 +43,7 @@ class Cache:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self._complained = False
 
     def recall(self, kind: str, key: str, read: Callable[[Path], T]) -> T | None:
         """What `read` makes of the folder of an entry; None where there is none.
@@ -63,14 +64,17 @@ class Cache:
     def put(self, kind: str, key: str, files: Mapping[str, bytes | Path]) -> None:
         """Keep an entry; one that is there already stays.
 
-        A full or read-only disk keeps a build from remembering, not from building: it is logged.
+        A full or read-only disk keeps a build from remembering, not from building: it is logged
+        once.
         """
         if self._folder is None:
             return
         try:
             self._write(self._folder / kind, key, files)
         except (OSError, StorageError) as e:
-            log.warning("nothing is kept for the next build: %s", e)
+            if not self._complained:
+                log.warning("nothing is kept for the next build in %s: %s", self._folder, e)
+            self._complained = True
 
     def trim(self, *, max_bytes: int = MAX_BYTES) -> None:
         """Remove the entries used least lately until all take at most `max_bytes`."""

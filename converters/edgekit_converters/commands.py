@@ -7,6 +7,7 @@ Results go to stdout, steps and errors to stderr. Heavy imports wait until a com
 from __future__ import annotations
 
 import re
+import signal
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -262,15 +263,23 @@ def _checked_version(version: str) -> str:
 
 
 def _make_folder(folder: Path) -> None:
+    """A folder that can be written to: better found out now than after the search."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as e:
-        raise StorageError(f"folder {folder} cannot be made: {e.strerror}") from e
+        raise StorageError(
+            f"folder {folder} cannot be made or written: {e.strerror}",
+            hint="give another folder with --out",
+        ) from e
 
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """A folder for temporary models, gone at the end whatever happens."""
+    """A folder for temporary models, gone at the end, also where SIGTERM brings it about."""
+    # What drives builds ends them with SIGTERM: to a build that is Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(prefix="edgekit-build-") as folder:
             yield Path(folder)
@@ -279,6 +288,8 @@ def _scratch() -> Iterator[Path]:
             f"temporary files cannot be written: {e.strerror or e}",
             hint="free space, or set TMPDIR to a folder that has some",
         ) from e
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _refusal(found: BundleReport) -> GateRefused:

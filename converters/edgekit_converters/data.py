@@ -92,21 +92,6 @@ class Parts:
         return self.evaluation is not None and self.evaluation.count >= MIN_EVALUATION
 
 
-def check_labels(parts: Parts, classes: int, *, what: str) -> None:
-    """Raise `DataError` for a class, among integer labels [n], that a classifier does not have."""
-    for part in (parts.golden, parts.calibration, parts.selection, parts.evaluation):
-        labels = None if part is None else part.labels
-        if labels is None or labels.ndim != 1 or labels.dtype.kind != "i":
-            continue
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= classes:
-            wrong = low if low < 0 else high
-            raise DataError(
-                f"{what}: labels hold {wrong}, the model has classes 0 to {classes - 1}",
-                hint="labels are positions in the model's output",
-            )
-
-
 def split(samples: Samples, rule: Split) -> Parts:
     """Divide samples by whole groups.
 

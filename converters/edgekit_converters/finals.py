@@ -43,7 +43,7 @@ def settle(
     history: Sequence[Trial],
     *,
     most: int,
-    behind_float: bool,
+    behind_float: Callable[[], bool],
     retime: Callable[[Sequence[Scheme]], dict[str, tuple[Timing, Timing]]],
     judged: Callable[[Scheme], Made],
 ) -> Placed:
@@ -52,7 +52,8 @@ def settle(
     Args:
         history: what the search made.
         most: rungs beside float.
-        behind_float: float ships, and has room behind it for one that is not proven.
+        behind_float: whether float ships and has room behind it for one that is not proven; asked
+            when everything was timed.
         retime: times schemes side by side with float, and gives by name of each scheme timed so
             far its own timing and float's beside it; nothing where this is not the machine they
             are for.
@@ -80,10 +81,11 @@ def settle(
                 unproven.append((i, trials[i], one))
             trials[i] = _taken_out(trials[i], one)
         again = [trials[i].scheme for i in search.ladder(trials, most=most)]
-    for i, trial, one in unproven[: int(behind_float)]:
-        trials[i] = trial
-        return Placed(tuple(trials), (one,))
-    return Placed(tuple(trials), ())
+    if not unproven or not behind_float():
+        return Placed(tuple(trials), ())
+    position, trial, one = unproven[0]
+    trials[position] = trial
+    return Placed(tuple(trials), (one,))
 
 
 def rivals(trials: Sequence[Trial], *, most: int) -> list[int]:
@@ -98,7 +100,7 @@ def rivals(trials: Sequence[Trial], *, most: int) -> list[int]:
 
 
 def _retimed(trial: Trial, timings: tuple[Timing, Timing] | None) -> Trial:
-    if timings is None:
+    if timings is None or trial.probe:
         return trial
     own, parent = timings
     low, high = speedup_quartiles(parent, own)

@@ -111,11 +111,13 @@ def judge(figures: Figures, budget: Budget, *, is_float: bool = False) -> Verdic
     )
 
 
-def conclude(*, floats: Mapping[str, Verdict], others: Mapping[str, Verdict]) -> Gate:
+def conclude(
+    *, floats: Mapping[str, Verdict], others: Mapping[str, Verdict], asked: bool = False
+) -> Gate:
     """The outcome of a build for one profile.
 
-    - `passed`: an artefact is proven, or nothing but float was asked for, or all else was refused
-      and float ships.
+    - `passed`: an artefact is proven, or nothing but float was asked for or could be tried, or all
+      else was refused and float ships.
     - `not_enough_data`: float ships, and others would, had there been data to prove one of them.
     - `refused`: float breaks a limit, and no other artefact is proven.
 
@@ -123,6 +125,7 @@ def conclude(*, floats: Mapping[str, Verdict], others: Mapping[str, Verdict]) ->
         floats: verdict on the float artefact of each engine, by name.
         others: verdicts on everything else that was made or tried, by name, best first. What
             could not be made at all counts with the reason for that.
+        asked: something other than float was asked for.
     """
     no_float = all(verdict.refused for verdict in floats.values())
     refusals = [f"{name}: {text}" for name, v in floats.items() for text in v.reasons]
@@ -135,7 +138,8 @@ def conclude(*, floats: Mapping[str, Verdict], others: Mapping[str, Verdict]) ->
         return Gate(outcome="refused", reasons=(*_first(refusals), *_first(missing)))
     if unproven:
         return Gate(outcome="not_enough_data", reasons=_first(missing))
-    why = "every other scheme was rejected" if others else "nothing else was asked for"
+    idle = "no pass finds anything to do on this model" if asked else "nothing else was asked for"
+    why = "every other scheme was rejected" if others else idle
     return Gate(outcome="passed", reasons=(f"float only: {why}",))
 
 
@@ -143,14 +147,19 @@ def _limits(figures: Figures, budget: Budget) -> list[str]:
     reasons = []
     size_mb = figures.size_bytes / 1e6
     if budget.max_size_mb is not None and size_mb > budget.max_size_mb:
-        reasons.append(f"{size_mb:.1f} MB, at most {budget.max_size_mb:g} MB")
+        reasons.append(f"{_shown(size_mb)} MB, at most {budget.max_size_mb:g} MB")
     for limit, value, unit in (
         (budget.max_latency_ms, figures.latency_ms, "ms"),
         (budget.max_memory_mb, figures.memory_mb, "MB of memory"),
     ):
         if limit is not None and value is not None and value > limit:
-            reasons.append(f"{value:.1f} {unit}, at most {limit:g} {unit}")
+            reasons.append(f"{_shown(value)} {unit}, at most {limit:g} {unit}")
     return reasons
+
+
+def _shown(value: float) -> str:
+    """A figure with one decimal, or with two digits that say something where it is small."""
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _unproven(figures: Figures, budget: Budget) -> list[str]:

@@ -2,8 +2,8 @@
 
 A machine is never quite idle and never of constant speed, so no two figures taken one after the
 other can be compared. Sessions take turns in short blocks; a speed-up is the median of the ratios
-of blocks that stood beside each other, in CPU time where one thread does all the work. What decides is passed in as a `Measurer`, so rules that use
-timings are tested with plain numbers.
+of blocks that stood beside each other, in CPU time where one thread does all the work. What decides
+is passed in as a `Measurer`, so rules that use timings are tested with plain numbers.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from onnx import helper
 
 from edgekit.errors import BuildError
 from edgekit.manifest import TensorSpec
+from edgekit_converters.normal.branches import unknown_branches
 from edgekit_converters.normal.constants import fold_constants
 from edgekit_converters.normal.fold import folded
 from edgekit_converters.normal.graphs import copy_of, opset_of, serialise, sort_nodes
@@ -28,6 +29,7 @@ from edgekit_converters.normal.interface import (
     fix_constants,
     fix_shapes,
     parse_constant,
+    require_no_texts,
     require_tensors,
     shapes_from,
     spec_of,
@@ -45,6 +47,7 @@ __all__ = [
     "observed_shapes",
     "opset_of",
     "parse_constant",
+    "require_no_texts",
     "retied",
     "serialise",
     "shapes_from",
@@ -102,6 +105,7 @@ def normalise(
         model = folded(model, notes)
         untie(model, notes)
     _name_nodes(model)
+    notes += unknown_branches(model)
     infer(model, notes)
     if shapes:
         check_reshapes(model, shapes)

@@ -20,6 +20,7 @@ from edgekit_converters.data import MIN_EVALUATION
 from edgekit_converters.gate import Figures
 from edgekit_converters.statistics import gap_later, share_high
 
+LEAST_GROUPS = 10
 _LEAST = 1e-3
 
 
@@ -35,13 +36,17 @@ class Outlook(NamedTuple):
     headroom: float | None
 
 
-def outlook(figures: Figures, budget: Budget, *, later: int) -> Outlook:
+def outlook(figures: Figures, budget: Budget, *, groups: int, later: int) -> Outlook:
     """What the report can be expected to show, on `later` samples; 0 where it will have none.
 
     Losses count as they are where nobody can say more: where no artefact could be proven on that
-    many samples, or where the samples at hand are one group and do not show how much groups differ.
+    many samples, or where the samples at hand come from fewer than `LEAST_GROUPS` groups, which do
+    not show how much groups differ.
+
+    Args:
+        groups: of the samples that the figures come from.
     """
-    if not provable(budget, later=later) or _is_one_group(figures):
+    if not provable(budget, later=later) or groups < LEAST_GROUPS:
         verdict = gate.judge(figures, budget)
         return Outlook(verdict.reasons, headroom(figures, budget, bounds=False))
     ahead = foreseen(figures, later=later)
@@ -95,8 +100,3 @@ def _room(loss: float, allowed: float) -> float:
     """Below 0 exactly where more is lost than allowed, also where next to nothing is."""
     spare = allowed if loss > allowed else max(allowed, _LEAST)
     return (spare - loss) / max(allowed, _LEAST)
-
-
-def _is_one_group(figures: Figures) -> bool:
-    known = ((figures.agreement, figures.agreement_low), (figures.drop, figures.drop_high))
-    return any(figure is not None and bound is None for figure, bound in known)

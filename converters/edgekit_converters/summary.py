@@ -8,14 +8,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
+
 from edgekit.manifest import canonical
-from edgekit.profile import DeviceProfile, Evidence
+from edgekit.profile import DeviceProfile, EngineSpec, Evidence
 from edgekit.signing import SigningKey
 from edgekit_converters import evidence, report
 from edgekit_converters.artefact import Made
 from edgekit_converters.blocks import blocks_of
 from edgekit_converters.gate import Gate
 from edgekit_converters.measure import speedup_quartiles
+from edgekit_converters.passes.weights import quantised_node
 from edgekit_converters.report import BundleReport, Rejected, Tried, VariantReport
 from edgekit_converters.study import studies
 from edgekit_converters.usage import operator_uses
@@ -61,7 +64,8 @@ def summarise(workshop: Workshop, findings: Findings, *, digest: str | None) -> 
     notes = [*workshop.notes, *parts.notes, *findings.notes]
     for made in findings.variants.values():
         if workshop.source.format == "onnx":
-            notes += workshop.normal(made.engine).notes
+            normal = workshop.normal(made.engine)
+            notes += [*normal.notes, *_quantised(normal.model)]
     return BundleReport(
         path=order.out / f"{stem}.edge" if digest else None,
         profile=findings.profile.name,
@@ -88,6 +92,16 @@ def summarise(workshop: Workshop, findings: Findings, *, digest: str | None) -> 
     )
 
 
+def _quantised(model: onnx.ModelProto) -> list[str]:
+    node = quantised_node(model)
+    if node is None:
+        return []
+    return [
+        f"the source is quantised already, as {node.op_type} {node.name!r} shows: 'float' is that"
+        " model as it came; give the model it was made from to have it quantised here"
+    ]
+
+
 def details(workshop: Workshop, findings: Findings, tools: dict[str, str]) -> report.Details:
     """The raw measurements behind a report, and what a reader needs to follow it."""
     return report.Details(
@@ -111,15 +125,16 @@ def details(workshop: Workshop, findings: Findings, tools: dict[str, str]) -> re
 
 def _studies(workshop: Workshop, findings: Findings) -> Iterable[report.Study]:
     probed = {entry.engine for entry in findings.tried if entry.probe}
-    for engine in findings.profile.engines:
-        if engine.name in probed:
-            made = {name: m for name, m in findings.variants.items() if m.engine == engine}
-            yield from studies(
-                findings.tried,
-                blocks_of(workshop.normal(engine).model),
-                engine=engine.name,
-                chosen={name: m.scheme for name, m in made.items()},
-            )
+    # What was tried names its engine, and a board may have one of a name on two accelerators.
+    first: dict[str, EngineSpec] = {e.name: e for e in reversed(findings.profile.engines)}
+    for name in sorted(probed):
+        made = {key: m for key, m in findings.variants.items() if m.engine.name == name}
+        yield from studies(
+            findings.tried,
+            blocks_of(workshop.normal(first[name]).model),
+            engine=name,
+            chosen={key: m.scheme for key, m in made.items()},
+        )
 
 
 def _digests(workshop: Workshop, findings: Findings, tools: dict[str, str]) -> dict[str, str]:

@@ -11,22 +11,26 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from edgekit import tensors
-from edgekit.errors import BuildError, EdgekitError, EngineError
-from edgekit.manifest import Needs
+from edgekit.errors import BuildError, EngineError
 from edgekit.profile import DeviceProfile, EngineSpec
-from edgekit.structs import Strict
 from edgekit_converters import metrics
 from edgekit_converters.artefact import graph_facts
 from edgekit_converters.cache import key_of
 from edgekit_converters.evaluate import Evaluation, evaluate, max_abs_error
+from edgekit_converters.findings import (
+    Proof,
+    Record,
+    failed,
+    noise_of,
+    read_proof,
+    read_record,
+    read_timings,
+)
 from edgekit_converters.golden import rounding_of
 from edgekit_converters.measure import Measurer, Timing, joined
 from edgekit_converters.normalise import retied, serialise
@@ -41,42 +45,6 @@ FLOAT = "float"
 # Where a session's memory comes to lie moves its latency by several per cent, so each is opened
 # several times.
 _OPENINGS, _QUICK_OPENINGS = 3, 1
-
-
-class Record(Strict, frozen=True, kw_only=True):
-    """What was found of one scheme.
-
-    Attributes:
-        failure: why it could not be made or run; then nothing else is known.
-        problems: what the engine is known not to take.
-        selection: against the source, on the selection samples; None without them.
-        noise: of `noise_of`, on those samples.
-        timing, float_timing: side by side; None for a probe, or on another machine.
-    """
-
-    failure: str | None = None
-    problems: tuple[str, ...] = ()
-    size_bytes: int = 0
-    needs: Needs = Needs(memory_mb=1)
-    operators: dict[str, int] = {}
-    selection: Evaluation | None = None
-    noise: float | None = None
-    timing: Timing | None = None
-    float_timing: Timing | None = None
-
-
-class Proof(Strict, frozen=True, kw_only=True):
-    """What was found of an artefact on samples that nothing was chosen by.
-
-    Attributes:
-        evaluation: on the evaluation samples; None without them.
-        largest_error: on golden and evaluation samples.
-        rounding: of `golden.rounding_of`; None for an artefact in float.
-    """
-
-    evaluation: Evaluation | None = None
-    largest_error: float = 0.0
-    rounding: float | None = None
 
 
 class Trials:
@@ -107,12 +75,13 @@ class Trials:
         self._metric = metrics.identity(workshop.recipe.metric)
         self._prefix = f"{profile.name}-{profile.engines.index(engine)}"
         self._paths: dict[str, Path] = {}
+        self._proofs: dict[str, tuple[Proof, Arrays]] = {}
         self._models: dict[tuple[str, ...], onnx.ModelProto] = {}
 
     def record(self, scheme: Scheme, *, probe: bool = False) -> Record:
         """Make a scheme and see what it does to the selection samples; a probe is not timed."""
         key = self._key(scheme, probe=probe)
-        known = self._workshop.cache.recall("trial", key, _read_record)
+        known = self._workshop.cache.recall("trial", key, read_record)
         if known is not None:
             return known
         files: dict[str, bytes | Path] = {}
@@ -122,9 +91,9 @@ class Trials:
                 files["artefact"] = self.path(scheme)
         except EngineError as e:
             # It may have lacked memory; the next build asks again.
-            return _failed(e)
+            return failed(e)
         except BuildError as e:
-            found = _failed(e)
+            found = failed(e)
             if not scheme.steps:
                 # No pass refused but a tool, which may be installed by the next build.
                 return found
@@ -141,22 +110,21 @@ class Trials:
         known = self._paths.get(scheme.name)
         if known is None:
             key = self._key(scheme, probe=False)
-            kept = self._workshop.cache.recall(
-                "trial", key, lambda entry: self._copy(entry, scheme)
-            )
+            kept = self._workshop.cache.recall("trial", key, lambda at: self._copied(at, scheme))
             known = self._paths[scheme.name] = kept or self._make(scheme)
         return known
 
     def prove(self, scheme: Scheme) -> tuple[Proof, Arrays]:
         """Run an artefact on samples that nothing was chosen by; also its golden answers."""
-        key = key_of(self._facts, scheme, self._metric, self._count("evaluation"))
-        known = self._workshop.cache.recall("proof", key, _read_proof)
-        if known is not None:
-            return known
-        proof, golden = self._proof(scheme)
-        files = {"proof": msgspec.json.encode(proof), "golden": tensors.encode(golden)}
-        self._workshop.cache.put("proof", key, files)
-        return proof, golden
+        if scheme.name not in self._proofs:
+            key = key_of(self._facts, scheme, self._metric, self._count("evaluation"))
+            known = self._workshop.cache.recall("proof", key, read_proof)
+            if known is None:
+                proof, golden = known = self._proof(scheme)
+                files = {"proof": msgspec.json.encode(proof), "golden": tensors.encode(golden)}
+                self._workshop.cache.put("proof", key, files)
+            self._proofs[scheme.name] = known
+        return self._proofs[scheme.name]
 
     def time(self, schemes: list[Scheme]) -> dict[str, Timing]:
         """Time schemes and the float parent side by side; by name of the scheme, and `FLOAT`.
@@ -166,7 +134,7 @@ class Trials:
         if not self._timed:
             return {}
         key = key_of(self._facts, schemes)
-        known = self._workshop.cache.recall("timing", key, _read_timings)
+        known = self._workshop.cache.recall("timing", key, read_timings)
         if known is not None:
             return known
         files = {FLOAT: self.path(Scheme())}
@@ -266,12 +234,12 @@ class Trials:
         if before not in self._models:
             self._models = {before: self._model(steps[:-1])}
         last = PASSES.get(steps[-1].name)
-        calibration = self._workshop.calibration(self._engine)
+        calibration = self._workshop.calibration
         if last.needs_samples and calibration is None:
             raise BuildError(f"{steps[-1].label} needs calibration samples", hint="give --data")
         return last.apply(self._models[before], steps[-1], calibration=calibration)
 
-    def _copy(self, entry: Path, scheme: Scheme) -> Path:
+    def _copied(self, entry: Path, scheme: Scheme) -> Path:
         copy = self._workshop.scratch / self._file_name(scheme)
         shutil.copyfile(entry / "artefact", copy)
         return copy
@@ -290,34 +258,3 @@ class Trials:
     def _engine_here(self) -> str:
         """The engine that runs the same format on this machine."""
         return "litert" if self._engine.name == "tflite-runtime" else self._engine.name
-
-
-def noise_of(
-    reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
-) -> float | None:
-    """Power of the error over that of the answers, over all float outputs; 0 where no output is a
-    float, None where an answer is no number."""
-    error = power = 0.0
-    for name, wanted in reference.items():
-        if wanted.dtype.kind == "f":
-            error += float(np.square(wanted.astype(np.float64) - outputs[name]).sum())
-            power += float(np.square(wanted, dtype=np.float64).sum())
-    ratio = error / power if power else error
-    return ratio if np.isfinite(ratio) else None
-
-
-def _failed(error: EdgekitError) -> Record:
-    return Record(failure=f"{error.message} ({error.hint})" if error.hint else error.message)
-
-
-def _read_record(entry: Path) -> Record:
-    return msgspec.json.decode((entry / "record").read_bytes(), type=Record)
-
-
-def _read_proof(entry: Path) -> tuple[Proof, Arrays]:
-    golden = tensors.decode((entry / "golden").read_bytes(), what="cache")
-    return msgspec.json.decode((entry / "proof").read_bytes(), type=Proof), golden
-
-
-def _read_timings(entry: Path) -> dict[str, Timing]:
-    return msgspec.json.decode((entry / "timings").read_bytes(), type=dict[str, Timing])

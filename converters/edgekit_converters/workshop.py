@@ -1,20 +1,19 @@
 """Workshop: a source with its data, and everything about it that several profiles share.
 
-What is expensive is done once and kept: normal forms by the caps of an engine, calibrations of
-them, the source's own answers by the part of the data they are to. What another build of the same
-inputs can use lies in the cache; the rest lives as long as the build.
+What is expensive is done once and kept: normal forms, the calibration, the source's own answers by
+the part of the data they are to. What another build of the same inputs can use lies in the cache;
+the rest lives as long as the build.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from edgekit import tensors
@@ -23,16 +22,16 @@ from edgekit.manifest import TensorSpec
 from edgekit.profile import EngineSpec
 from edgekit.recipe import Recipe
 from edgekit_converters import data as data_
-from edgekit_converters import dataset, evidence, metrics, report
+from edgekit_converters import dataset, evidence, labels, report
 from edgekit_converters.cache import Cache, code_digest, key_of
 from edgekit_converters.calibrate import Calibration
 from edgekit_converters.data import Parts, Samples
+from edgekit_converters.forms import Forms
 from edgekit_converters.inspect import macs_by_node, peak_activation_bytes
 from edgekit_converters.normalise import (
     Normalised,
     fixed,
-    normalise,
-    opset_of,
+    require_no_texts,
     serialise,
     shapes_from,
 )
@@ -101,8 +100,11 @@ class Workshop:
         self.scratch = scratch
         self.cache = cache
         self.notes: tuple[str, ...] = ()
-        self._normal: dict[tuple[int, int], Normalised] = {}
-        self._calibrations: dict[tuple[int, int], Calibration] = {}
+        self._forms = (
+            Forms(source, recipe=recipe, tools=self.tools, cache=cache)
+            if isinstance(source, OnnxSource)
+            else None
+        )
         self._reference: dict[Part, Arrays] = {}
         self.inputs, self.outputs = self._interface()
         self.data, self.parts = self._samples(data)
@@ -122,24 +124,23 @@ class Workshop:
         _require_numbers(golden, what=str(source.path))
         self.parts = self._bounded(golden)
         if data is not None:
-            _, _, view = metrics.choose(recipe.metric, golden, self.parts.golden.labels)
-            if view.kind == "classes":
-                data_.check_labels(self.parts, golden[view.output].shape[view.axis], what=str(data))
+            labels.check(self.parts, golden, metric=recipe.metric, what=str(data))
 
     def normal(self, engine: EngineSpec) -> Normalised:
         """The model in the normal form that an engine takes."""
-        return self._normal_form(max_opset=engine.max_opset, max_ir=engine.max_onnx_ir)
+        assert self._forms is not None
+        return self._forms.capped(
+            self.shapes, max_opset=engine.max_opset, max_ir=engine.max_onnx_ir
+        )
 
-    def calibration(self, engine: EngineSpec) -> Calibration | None:
+    @cached_property
+    def calibration(self) -> Calibration | None:
         """The samples that passes look at; None where there are none."""
         if self.parts.calibration is None:
             return None
-        caps = engine.max_opset, engine.max_onnx_ir
-        if caps not in self._calibrations:
-            self._calibrations[caps] = Calibration(
-                inputs=self.inputs, arrays=self.parts.calibration.arrays, scratch=self.scratch
-            )
-        return self._calibrations[caps]
+        return Calibration(
+            inputs=self.inputs, arrays=self.parts.calibration.arrays, scratch=self.scratch
+        )
 
     @property
     def tools(self) -> dict[str, str]:
@@ -186,40 +187,12 @@ class Workshop:
         if isinstance(self.source, TfliteSource):
             return open_source(self.source)
         normal = self._normal_of_source()
+        require_no_texts(normal.inputs, normal.outputs)
         return normal.inputs, normal.outputs
 
     def _normal_of_source(self) -> Normalised:
-        assert isinstance(self.source, OnnxSource)
-        model = self.source.model
-        return self._normal_form(max_opset=opset_of(model), max_ir=model.ir_version)
-
-    def _normal_form(self, *, max_opset: int, max_ir: int) -> Normalised:
-        caps = max_opset, max_ir
-        if caps not in self._normal:
-            self._normal[caps] = self._cached_normal_form(*caps)
-        return self._normal[caps]
-
-    def _cached_normal_form(self, max_opset: int, max_ir: int) -> Normalised:
-        assert isinstance(self.source, OnnxSource)
-        # A round sends weights back under the names they have here.
-        fold = self.recipe.training is None
-        constants = self.recipe.constants
-        facts = (self.source.sha256, self.shapes, constants, max_opset, max_ir, fold)
-        key = key_of(code_digest(), self.tools, *facts)
-        if (known := self.cache.recall("normal", key, _read_normal)) is not None:
-            return known
-        normal = normalise(
-            self.source.model,
-            shapes=self.shapes,
-            max_opset=max_opset,
-            max_ir=max_ir,
-            constants=constants,
-            fold=fold,
-        )
-        kept = _NormalFacts(inputs=normal.inputs, outputs=normal.outputs, notes=normal.notes)
-        files = {"model.onnx": serialise(normal.model), "facts.json": msgspec.json.encode(kept)}
-        self.cache.put("normal", key, files)
-        return normal
+        assert self._forms is not None
+        return self._forms.own(self.shapes)
 
     def _samples(self, data: Path | None) -> tuple[DataFacts | None, Parts]:
         if data is None:
@@ -252,14 +225,13 @@ class Workshop:
             return
         before = dict(self.shapes)
         self.shapes |= new
-        self._normal.clear()
         try:
             self.inputs, self.outputs = self._interface()
+            self._require_memory()
             self._try_one(samples)
         except EngineError:
             # The file was right after all; whoever checks the samples says how they do not fit.
             self.shapes = before
-            self._normal.clear()
             self.inputs, self.outputs = self._interface()
             return
         self.notes += tuple(
@@ -343,22 +315,6 @@ class Workshop:
             return 0
         macs, _ = macs_by_node(self._normal_of_source().model)
         return sum(macs.values())
-
-
-class _NormalFacts(msgspec.Struct, frozen=True):
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    notes: tuple[str, ...]
-
-
-def _read_normal(entry: Path) -> Normalised:
-    facts = msgspec.json.decode((entry / "facts.json").read_bytes(), type=_NormalFacts)
-    return Normalised(
-        model=onnx.load_model(entry / "model.onnx"),
-        inputs=facts.inputs,
-        outputs=facts.outputs,
-        notes=facts.notes,
-    )
 
 
 def _read_answers(entry: Path) -> Arrays:

@@ -51,7 +51,7 @@ class Stopwatch:
         sessions: Mapping[str, Session],
         inputs: Tensors,
         *,
-        quick: bool = False,  # noqa: ARG002
+        quick: bool = False,
     ) -> dict[str, Timing]:
         for session in sessions.values():
             session.run(inputs)

@@ -11,16 +11,19 @@ import pytest
 from edgekit_converters.cache import Cache, key_of
 
 
+def found(cache: Cache, key: str) -> dict[str, bytes] | None:
+    return cache.recall(
+        "trial", key, lambda entry: {file.name: file.read_bytes() for file in entry.iterdir()}
+    )
+
+
 def test_what_was_put_is_found_again(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"from a file")
 
     Cache(tmp_path / "cache").put("trial", "k", {"a": b"bytes", "b": file})
 
-    entry = Cache(tmp_path / "cache").get("trial", "k")
-    assert entry is not None
-    assert (entry / "a").read_bytes() == b"bytes"
-    assert (entry / "b").read_bytes() == b"from a file"
+    assert found(Cache(tmp_path / "cache"), "k") == {"a": b"bytes", "b": b"from a file"}
 
 
 def test_an_entry_that_is_there_stays(tmp_path: Path) -> None:
@@ -28,9 +31,7 @@ def test_an_entry_that_is_there_stays(tmp_path: Path) -> None:
     cache.put("trial", "k", {"a": b"first"})
     cache.put("trial", "k", {"a": b"second"})
 
-    entry = cache.get("trial", "k")
-    assert entry is not None
-    assert (entry / "a").read_bytes() == b"first"
+    assert found(cache, "k") == {"a": b"first"}
     assert [path.name for path in (tmp_path / "trial").iterdir()] == ["k"]
 
 
@@ -39,7 +40,7 @@ def test_a_cache_without_a_folder_keeps_nothing() -> None:
     cache.put("trial", "k", {"a": b""})
     cache.trim(max_bytes=0)
 
-    assert cache.get("trial", "k") is None
+    assert found(cache, "k") is None
 
 
 def test_a_disk_that_cannot_be_written_is_logged_and_no_error(
@@ -57,7 +58,7 @@ def test_an_entry_that_cannot_be_read_whole_is_not_kept(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     cache.put("trial", "k", {"a": b"x", "b": tmp_path / "absent"})
 
-    assert cache.get("trial", "k") is None
+    assert found(cache, "k") is None
     assert list((tmp_path / "trial").iterdir()) == []
 
 
@@ -66,13 +67,36 @@ def test_what_was_used_least_lately_goes_first(tmp_path: Path) -> None:
     for age, name in enumerate(("old", "older", "oldest")):
         cache.put("trial", name, {"a": bytes(1000)})
         os.utime(tmp_path / "trial" / name, (1000 - age, 1000 - age))
-    assert cache.get("trial", "oldest")
+    assert found(cache, "oldest")
 
     cache.trim(max_bytes=2000)
 
-    assert cache.get("trial", "older") is None
-    assert cache.get("trial", "old")
-    assert cache.get("trial", "oldest")
+    assert found(cache, "older") is None
+    assert found(cache, "old")
+    assert found(cache, "oldest")
+
+
+def test_an_entry_that_another_build_trims_while_it_is_read_is_not_there(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.put("trial", "k", {"a": b"x", "b": b"y"})
+
+    def slow(entry: Path) -> bytes:
+        first = (entry / "a").read_bytes()
+        Cache(tmp_path).trim(max_bytes=0)
+        return first + (entry / "b").read_bytes()
+
+    assert cache.recall("trial", "k", slow) is None
+    assert list((tmp_path / "trial").iterdir()) == []
+
+
+def test_what_a_build_left_behind_goes_with_the_rest(tmp_path: Path) -> None:
+    for name in (".new-x", ".old-y"):
+        (tmp_path / "trial" / name).mkdir(parents=True)
+        (tmp_path / "trial" / name / "a").write_bytes(bytes(1000))
+
+    Cache(tmp_path).trim(max_bytes=0)
+
+    assert list((tmp_path / "trial").iterdir()) == []
 
 
 def test_two_builds_that_put_the_same_entry_at_once_both_go_on(tmp_path: Path) -> None:
@@ -87,9 +111,7 @@ def test_two_builds_that_put_the_same_entry_at_once_both_go_on(tmp_path: Path) -
         thread.join()
 
     for n in range(50):
-        entry = Cache(tmp_path).get("trial", str(n))
-        assert entry is not None
-        assert sorted(file.name for file in entry.iterdir()) == ["a", "b"]
+        assert found(Cache(tmp_path), str(n)) == {"a": bytes(2000), "b": b"end"}
     assert len(list((tmp_path / "trial").iterdir())) == 50
 
 

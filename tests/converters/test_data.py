@@ -18,6 +18,7 @@ from edgekit.manifest import TensorSpec
 from edgekit.recipe import Layout, Normalise, PreStep, Resize, Split
 from edgekit_converters import data, dataset
 from edgekit_converters.data import MIN_EVALUATION, MIN_EVALUATION_GROUPS, Samples
+from edgekit_converters.labels import check_classes
 
 IMAGE = TensorSpec(name="image", datatype="FP32", shape=(-1, 1, 8, 8))
 STEPS: tuple[PreStep, ...] = (Resize(width=8, height=8), Normalise(), Layout(to="NCHW"))
@@ -322,13 +323,13 @@ def test_a_class_that_the_model_does_not_have_is_named() -> None:
     samples = Samples({"x": floats(40)}, labels, np.arange(40))
 
     with pytest.raises(DataError, match="labels hold 10, the model has classes 0 to 9"):
-        data.check_labels(data.split(samples, Split()), 10, what="data.npz")
+        check_classes(data.split(samples, Split()), 10, what="data.npz")
 
 
 def test_targets_that_are_no_classes_may_have_any_value() -> None:
     samples = Samples({"x": floats(40)}, floats(40) * 100, np.arange(40))
 
-    data.check_labels(data.split(samples, Split()), 10, what="data.npz")
+    check_classes(data.split(samples, Split()), 10, what="data.npz")
 
 
 @pytest.mark.parametrize("groups", [[0], [0, 1, 2], [0] * 50, [0] * 25 + [1] * 25])

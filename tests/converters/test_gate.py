@@ -12,6 +12,8 @@ from edgekit_converters.gate import Figures, Verdict
 from edgekit_converters.metrics.changes import ClassChange
 from edgekit_converters.statistics import share_high
 
+BUDGET = Budget(min_agreement=0.95)
+
 SHARES = st.floats(0, 1)
 GOOD = Verdict()
 BAD = Verdict(reasons=("slower than float: 0.41x",))
@@ -46,7 +48,7 @@ def change(label: int, drop: float, low: float | None) -> ClassChange:
     ],
 )
 def test_each_broken_limit_is_named(found: Figures, reason: str) -> None:
-    assert gate.judge(found, Budget()) == Verdict(reasons=(reason,))
+    assert gate.judge(found, BUDGET) == Verdict(reasons=(reason,))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_what_is_proven_keeps_every_limit_at_its_bound(
     samples: int,
     speedup: float | None,
 ) -> None:
-    budget = Budget()
+    budget = BUDGET
     found = Figures(
         size_bytes=1,
         samples=samples,
@@ -112,13 +114,13 @@ def test_what_is_proven_keeps_every_limit_at_its_bound(
 def test_float_is_never_refused_for_its_accuracy_or_speed_and_has_nothing_to_prove() -> None:
     slow_and_wrong = figures(samples=0, agreement=0.1, drop=0.9, speedup=0.2)
 
-    assert gate.judge(slow_and_wrong, Budget(), is_float=True) == GOOD
+    assert gate.judge(slow_and_wrong, BUDGET, is_float=True) == GOOD
 
 
 def test_40_samples_that_all_agree_say_how_many_would_show_it() -> None:
     low = 1 - share_high(40)
 
-    (said,) = gate.judge(figures(samples=40, agreement_low=low), Budget()).unproven
+    (said,) = gate.judge(figures(samples=40, agreement_low=low), BUDGET).unproven
 
     assert said == (
         "agreement 1.000 on 40 samples cannot show 0.95 with 95 % confidence:"
@@ -127,7 +129,7 @@ def test_40_samples_that_all_agree_say_how_many_would_show_it() -> None:
 
 
 def test_a_drop_within_the_budget_but_not_with_confidence_is_unproven() -> None:
-    (said,) = gate.judge(figures(drop=0.03, drop_high=0.055), Budget()).unproven
+    (said,) = gate.judge(figures(drop=0.03, drop_high=0.055), BUDGET).unproven
 
     assert said.startswith("accuracy drop 0.030 on 400 samples cannot show at most 0.05")
     assert "about 607 evaluation samples would" in said
@@ -144,7 +146,7 @@ def test_a_drop_within_the_budget_but_not_with_confidence_is_unproven() -> None:
     ],
 )
 def test_without_what_it_takes_nothing_is_proven(found: Figures, what: str) -> None:
-    verdict = gate.judge(found, Budget())
+    verdict = gate.judge(found, BUDGET)
 
     assert not verdict.refused
     assert not verdict.proven
@@ -154,7 +156,7 @@ def test_without_what_it_takes_nothing_is_proven(found: Figures, what: str) -> N
 def test_a_class_that_collapses_is_a_warning_and_no_refusal() -> None:
     lost = figures(classes=(change(3, 0.5, 0.3), change(4, 0.5, 0.01), change(5, 0.9, None)))  # type: ignore[arg-type]
 
-    verdict = gate.judge(lost, Budget())
+    verdict = gate.judge(lost, BUDGET)
 
     assert verdict.proven
     (said,) = verdict.warnings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import msgspec
@@ -99,7 +100,7 @@ def test_a_preparation_is_tried_where_calibration_alone_is_not_enough() -> None:
 
 
 @given(
-    harms=st.lists(st.sampled_from([0.0, 0.1, 0.3, 0.9, 2.0]), min_size=8, max_size=8),
+    harms=st.lists(st.sampled_from([0.0, 0.125, 0.25, 0.875, 2.0]), min_size=8, max_size=8),
 )
 def test_only_blocks_that_hurt_stay_in_float(harms: list[float]) -> None:
     harm = {block.nodes[0]: lost for block, lost in zip(BLOCKS, harms, strict=True)}
@@ -165,6 +166,34 @@ def test_a_recipes_own_steps_come_first_in_every_scheme() -> None:
     assert all(trial.scheme.steps[0] == EQUALISE for trial in history)
 
 
+def test_what_a_recipe_asks_for_is_made_also_where_nothing_changes_the_precision() -> None:
+    history = play(Space(prefix=(PRUNES[0],)), lambda scheme: (0.5, 0.9 if scheme.steps else 1))
+
+    assert chosen(history) == Scheme(steps=PRUNES[:1])
+    assert len(history) == 1
+
+
+def test_a_mixture_that_is_right_but_slower_than_float_gets_fewer_blocks_in_float() -> None:
+    def world(scheme: Scheme) -> tuple[float, float]:
+        kept = {name for name in kept_nodes(scheme) if name[0] == "a"}
+        return (0.5 if "a1" in kept else -1.0), 0.5 + 0.2 * len(kept)
+
+    history = play(Space(families=((MINMAX,),), blocks=BLOCKS), world)
+
+    found = chosen(history)
+    assert found is not None
+    assert kept_nodes(found) == {"a1", "b1"}
+
+
+def test_blocks_are_not_looked_into_where_answers_are_close_and_something_else_forbids() -> None:
+    space = Space(families=((MINMAX, ENTROPY),), preparations=((EQUALISE,),), blocks=BLOCKS)
+    too_large = Trial(
+        scheme=Scheme(steps=(MINMAX,)), headroom=0.5, cost=0.5, reasons=("9 MB, at most 8 MB",)
+    )
+
+    assert propose(space, [too_large]) is None
+
+
 costs = st.floats(0.1, 1.0)
 trials = st.builds(
     Trial,
@@ -218,7 +247,7 @@ def test_a_ladder_gets_slower_and_closer_from_rung_to_rung(history: list[Trial],
     rungs = [history[i] for i in ladder(history, most=most)]
 
     assert len(rungs) <= most
-    for fast, slow in zip(rungs, rungs[1:], strict=False):
+    for fast, slow in itertools.pairwise(rungs):
         assert (slow.cost or 0.0) > (fast.cost or 0.0)
         assert (slow.headroom or 0.0) >= (fast.headroom or 0.0)
 
@@ -226,9 +255,7 @@ def test_a_ladder_gets_slower_and_closer_from_rung_to_rung(history: list[Trial],
 @given(st.lists(st.tuples(costs, costs), max_size=12))
 def test_the_front_holds_exactly_what_nothing_else_beats(points: list[tuple[float, float]]) -> None:
     for point, best in zip(points, pareto(points), strict=True):
-        beaten = any(
-            a <= point[0] and b <= point[1] and (a, b) != point for a, b in points
-        )
+        beaten = any(a <= point[0] and b <= point[1] and (a, b) != point for a, b in points)
         assert best is not beaten
 
 

@@ -17,7 +17,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
     `fetch` and `samples` take the cache folder and return the path of an ONNX file and of a `.npz`
     with one array per input and `groups`; samples of one group come from one source. Both give the
-    same bytes whenever they run.
+    same bytes whenever they run. `options` are what `edgekit build` is told beside model, board
+    and data.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     agreement: Agreement
     fetch: Callable[[Path], Path]
     samples: Callable[[Path], Path]
+    options: tuple[str, ...] = ()
 
 
 def copied(source: Path, cache: Path, name: str) -> Path:

@@ -77,4 +77,5 @@ MODEL = Model(
     agreement="threshold",
     fetch=fetch,
     samples=samples,
+    options=("--fix", "sr=16000"),
 )

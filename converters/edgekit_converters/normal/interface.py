@@ -106,6 +106,18 @@ def require_tensors(model: onnx.ModelProto) -> None:
             )
 
 
+def require_no_texts(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Raise `ModelError` for the first input or output of texts."""
+    for what, specs in (("input", inputs), ("output", outputs)):
+        for spec in specs:
+            if spec.datatype == "BYTES":
+                raise ModelError(
+                    f"{what} {spec.name!r} holds texts, and samples and golden answers are numbers",
+                    hint="export the model with numbers there, such as positions of classes, and"
+                    " keep the texts beside it",
+                )
+
+
 def drop_initialised_inputs(model: onnx.ModelProto) -> None:
     """Make every initialiser a constant: a default that a caller may replace is none."""
     initialised = {tensor.name for tensor in model.graph.initializer}
@@ -165,15 +177,13 @@ def fix_constants(model: onnx.ModelProto, values: Constants) -> None:
         )
 
 
-def shapes_from(
-    arrays: SampleArrays, inputs: Sequence[TensorSpec]
-) -> dict[str, tuple[int, ...]]:
+def shapes_from(arrays: SampleArrays, inputs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
     """Shapes to give as `shapes`, for inputs whose declared shape the samples contradict.
 
     An input that fits its samples, or leaves the sizes to the caller, is not among them. Samples
     have the rank of the input, axis 0 counting them, and stand in place of its first axis; the
     proposal is then one sample. Samples of another rank propose nothing: they are wrong, not the
-    model.
+    model. So are samples that lack a dynamic axis behind the first, the batch of a recurrent model.
 
     Args:
         arrays: samples by input.
@@ -185,6 +195,11 @@ def shapes_from(
         if array is None or array.ndim != len(spec.shape) or array.ndim < 2:
             continue
         sample = (1, *array.shape[1:])
+        if any(
+            size == -1 and axis and (*spec.shape[:axis], *spec.shape[axis + 1 :]) == sample[1:]
+            for axis, size in enumerate(spec.shape)
+        ):
+            continue
         if not all(d in (-1, size) for d, size in zip(spec.shape, sample, strict=True)):
             proposed[spec.name] = sample
     return proposed

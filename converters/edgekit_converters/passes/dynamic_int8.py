@@ -307,7 +307,7 @@ def quantised_weight(
     Raises:
         BuildError: a value is not finite.
     """
-    extremes = np.abs(values).max(axis=axis, keepdims=True)
+    extremes = np.abs(values).max(axis=axis, keepdims=True, initial=0)
     if not np.isfinite(extremes).all():
         raise BuildError(
             f"weight {name!r} holds a value that is not finite, and cannot be quantised",

@@ -37,7 +37,10 @@ def checked(given: Mapping[str, Option], kind: type[OptionsT], *, of: str) -> Op
     try:
         return msgspec.convert(dict(given), kind)
     except msgspec.ValidationError as e:
-        raise RecipeError(f"options of pass {of} are not valid: {e}") from e
+        raise RecipeError(
+            f"options of pass {of} are not valid: {e}",
+            hint=f"its options are {', '.join(kind.__struct_fields__)}",
+        ) from e
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,0 +1,90 @@
+"""Findings: what a trial found of a scheme, as the cache keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit import tensors
+from edgekit.errors import EdgekitError
+from edgekit.manifest import Needs
+from edgekit.structs import Strict
+from edgekit_converters.evaluate import Evaluation
+from edgekit_converters.measure import Timing
+from edgekit_converters.workshop import Arrays
+
+
+class Record(Strict, frozen=True, kw_only=True):
+    """What was found of one scheme.
+
+    Attributes:
+        failure: why it could not be made or run; then nothing else is known.
+        problems: what the engine is known not to take.
+        selection: against the source, on the selection samples; None without them.
+        noise: of `noise_of`, on those samples.
+        timing, float_timing: side by side; None for a probe, or on another machine.
+    """
+
+    failure: str | None = None
+    problems: tuple[str, ...] = ()
+    size_bytes: int = 0
+    needs: Needs = Needs(memory_mb=1)
+    operators: dict[str, int] = {}
+    selection: Evaluation | None = None
+    noise: float | None = None
+    timing: Timing | None = None
+    float_timing: Timing | None = None
+
+
+class Proof(Strict, frozen=True, kw_only=True):
+    """What was found of an artefact on samples that nothing was chosen by.
+
+    Attributes:
+        evaluation: on the evaluation samples; None without them.
+        largest_error: on golden and evaluation samples.
+        rounding: of `golden.rounding_of`; None for an artefact in float.
+    """
+
+    evaluation: Evaluation | None = None
+    largest_error: float = 0.0
+    rounding: float | None = None
+
+
+def noise_of(
+    reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+) -> float | None:
+    """Power of the error over that of the answers, over all float outputs; 0 where no output is a
+    float, None where an answer is no number."""
+    error = power = 0.0
+    for name, wanted in reference.items():
+        if wanted.dtype.kind == "f":
+            error += float(np.square(wanted.astype(np.float64) - outputs[name]).sum())
+            power += float(np.square(wanted, dtype=np.float64).sum())
+    ratio = error / power if power else error
+    return ratio if np.isfinite(ratio) else None
+
+
+def failed(error: EdgekitError) -> Record:
+    """The record of a scheme that could not be made or run."""
+    return Record(failure=f"{error.message} ({error.hint})" if error.hint else error.message)
+
+
+def read_record(entry: Path) -> Record:
+    """A record from its entry in the cache."""
+    return msgspec.json.decode((entry / "record").read_bytes(), type=Record)
+
+
+def read_proof(entry: Path) -> tuple[Proof, Arrays]:
+    """A proof, and the golden answers beside it, from their entry in the cache."""
+    golden = tensors.decode((entry / "golden").read_bytes(), what="cache")
+    return msgspec.json.decode((entry / "proof").read_bytes(), type=Proof), golden
+
+
+def read_timings(entry: Path) -> dict[str, Timing]:
+    """Timings by name from their entry in the cache."""
+    return msgspec.json.decode((entry / "timings").read_bytes(), type=dict[str, Timing])
