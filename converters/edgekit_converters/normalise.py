@@ -16,7 +16,6 @@ from onnx import helper
 
 from edgekit.errors import BuildError
 from edgekit.manifest import TensorSpec
-from edgekit_converters.normal.branches import unknown_branches
 from edgekit_converters.normal.constants import fold_constants
 from edgekit_converters.normal.fold import folded
 from edgekit_converters.normal.graphs import copy_of, opset_of, serialise, sort_nodes
@@ -105,7 +104,6 @@ def normalise(
         model = folded(model, notes)
         untie(model, notes)
     _name_nodes(model)
-    notes += unknown_branches(model)
     infer(model, notes)
     if shapes:
         check_reshapes(model, shapes)

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-
 from edgekit.manifest import canonical
 from edgekit.profile import DeviceProfile, EngineSpec, Evidence
 from edgekit.signing import SigningKey
@@ -18,7 +16,7 @@ from edgekit_converters.artefact import Made
 from edgekit_converters.blocks import blocks_of
 from edgekit_converters.gate import Gate
 from edgekit_converters.measure import speedup_quartiles
-from edgekit_converters.passes.weights import quantised_node
+from edgekit_converters.reach import out_of_reach
 from edgekit_converters.report import BundleReport, Rejected, Tried, VariantReport
 from edgekit_converters.study import studies
 from edgekit_converters.usage import operator_uses
@@ -65,7 +63,7 @@ def summarise(workshop: Workshop, findings: Findings, *, digest: str | None) -> 
     for made in findings.variants.values():
         if workshop.source.format == "onnx":
             normal = workshop.normal(made.engine)
-            notes += [*normal.notes, *_quantised(normal.model)]
+            notes += [*normal.notes, *out_of_reach(normal.model)]
     return BundleReport(
         path=order.out / f"{stem}.edge" if digest else None,
         profile=findings.profile.name,
@@ -90,16 +88,6 @@ def summarise(workshop: Workshop, findings: Findings, *, digest: str | None) -> 
         truncated=findings.truncated,
         notes=tuple(dict.fromkeys(notes)),
     )
-
-
-def _quantised(model: onnx.ModelProto) -> list[str]:
-    node = quantised_node(model)
-    if node is None:
-        return []
-    return [
-        f"the source is quantised already, as {node.op_type} {node.name!r} shows: 'float' is that"
-        " model as it came; give the model it was made from to have it quantised here"
-    ]
 
 
 def details(workshop: Workshop, findings: Findings, tools: dict[str, str]) -> report.Details:

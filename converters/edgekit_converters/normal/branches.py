@@ -11,7 +11,6 @@ from collections.abc import Mapping
 import onnx
 from onnx import helper, numpy_helper
 
-from edgekit_converters.autodiff.graph import reads_of
 from edgekit_converters.normal.graphs import bodies_of
 
 
@@ -38,28 +37,6 @@ def take_branches(graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorPro
         del graph.node[:]
         graph.node.extend(kept)
     return changed
-
-
-def unknown_branches(model: onnx.ModelProto) -> list[str]:
-    """A note for each If that is left, with the inputs of the model that decide it."""
-    graph = model.graph
-    makers = {output: node for node in graph.node for output in node.output if output}
-    inputs = {value.name for value in graph.input}
-    notes = []
-    for node in filter(_is_if, graph.node):
-        seen: set[str] = set()
-        pending = [node.input[0]]
-        while pending:
-            name = pending.pop()
-            if name not in seen:
-                seen.add(name)
-                pending += reads_of(makers[name]) if name in makers else ()
-        asked = sorted(seen & inputs)
-        fix = " ".join(f"--fix {name}=VALUE" for name in asked)
-        reason = f"depend on {', '.join(map(repr, asked))}" if asked else "are decided at run time"
-        hint = f": {fix} resolves it" if asked else ""
-        notes.append(f"If {node.name!r}: its branches {reason} and stay as they are{hint}")
-    return notes
 
 
 def _is_if(node: onnx.NodeProto) -> bool:

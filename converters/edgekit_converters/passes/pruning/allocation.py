@@ -7,6 +7,7 @@ much may be followed by cheap ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,4 +47,6 @@ def allocate(curves: Sequence[Curve], wanted: float) -> tuple[int, ...]:
 
 def _rate(curve: Curve, turn: int, ahead: int) -> float:
     gained = curve.saved[turn + ahead] - curve.saved[turn]
+    if gained <= 0:
+        return math.inf
     return (curve.errors[turn + ahead] - curve.errors[turn]) / gained
