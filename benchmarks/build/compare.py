@@ -130,6 +130,7 @@ def judge(
         **named,
         "data": task.model.data,
         "agreement": task.model.agreement,
+        "told": " ".join(task.model.options),
         "held_out": {"samples": found["samples"], "groups": found["groups"]},
         "calibration": len(next(iter(load(task.calibration).values()))),
         "waited_s": round(waited_s),

@@ -45,6 +45,8 @@ def one(entry: Mapping[str, Any]) -> str:
         f" {_MEASURES[entry['agreement']]}, {held_out['samples']} samples of {held_out['groups']}"
         f" sources; {entry['calibration']} calibrate."
     )
+    if entry["told"]:
+        title += f" Only edgekit is told more than the model: `{entry['told']}`."
     first = f"| float, onnxruntime | 1 | 1 | 1 | {_mb(own)} | | |"
     rows = [first, *(_row(tool, own) for tool in entry["tools"])]
     return "\n".join([title, "", *_HEAD, *rows])
