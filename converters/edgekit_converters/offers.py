@@ -15,9 +15,9 @@ from edgekit.recipe import PassSpec
 from edgekit_converters.blocks import blocks_of
 from edgekit_converters.cache import key_of
 from edgekit_converters.passes import PASSES, Kind, Step, Style
+from edgekit_converters.prospects import LEAST_GROUPS
 from edgekit_converters.report import Rejected
 from edgekit_converters.search import Space
-from edgekit_converters.prospects import LEAST_GROUPS
 from edgekit_converters.source import TfliteSource
 from edgekit_converters.workshop import Workshop
 
