@@ -24,6 +24,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("demo") / "out"
     ran = subprocess.run(
         [sys.executable, "-m", "edgekit", "demo", "--out", str(out), "--json"],
+        # Two demos of one digest and two keys would unpack into each other's folder.
+        env={**os.environ, "XDG_CACHE_HOME": str(out.parent / "cache")},
         capture_output=True,
         text=True,
         timeout=900,
@@ -76,6 +78,7 @@ def test_the_fleet_learns_digits_that_the_factory_never_saw(told: dict[str, Any]
 def test_a_demo_that_is_ended_leaves_no_process_behind(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "edgekit", "demo", "--out", str(tmp_path / "out")],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
