@@ -6,6 +6,7 @@ was changed between the two, or since an earlier start, is never given to an eng
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def open_trusted(
         path: the bundle.
         trusted: keys that may have signed it.
         insecure: runs it without a trusted signature, too.
-        cache: where unpacked bundles stay, by digest.
+        cache: where unpacked bundles stay, by digest and signature.
 
     Raises:
         BundleError: it is damaged.
@@ -53,7 +54,7 @@ def open_trusted(
         return _verified(Bundle.open(path), trusted=trusted, insecure=insecure)
     with Bundle.open(path) as packed:
         trust(packed, trusted=trusted, insecure=insecure)
-        folder = cache / packed.digest.removeprefix("sha256:")
+        folder = cache / _identity(packed)
         opened = _reopen(folder, trusted=trusted, insecure=insecure)
         if opened is not None:
             return opened
@@ -67,6 +68,16 @@ def open_trusted(
                 raise
             return opened
     return _verified(Bundle.open(folder), trusted=trusted, insecure=insecure)
+
+
+def _identity(bundle: Bundle) -> str:
+    """The name of a bundle's folder.
+
+    Two files of one digest may be signed by different keys. Each has a folder of its own, so that
+    no start removes what another one, which trusts the other key, is serving from.
+    """
+    signature = b"" if bundle.signature is None else bundle.signature.sig
+    return hashlib.sha256(bundle.digest.encode() + signature).hexdigest()
 
 
 def trust(bundle: Bundle, *, trusted: Sequence[PublicKey], insecure: bool) -> str | None:
