@@ -20,10 +20,17 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "coordinator": ("edgekit.fleet.commands:coordinator", "Run the coordinator and dashboard."),
     "demo": ("edgekit_converters.demo.commands:demo", "Tell the whole story on this machine."),
     "device": ("edgekit_runtime.device:device", "A board's own view: status, rollback."),
+    "doctor": (
+        "edgekit_converters.doctor_commands:doctor",
+        "Show what this machine can build, run and prove.",
+    ),
     "fleet": ("edgekit.fleet.commands:fleet", "Show the devices of a fleet."),
     "inspect": ("edgekit.inspect:inspect", "Show what a model or a bundle is."),
     "keys": ("edgekit.commands:keys", "Make signing keys."),
-    "profiles": ("edgekit_converters.commands:profiles", "List, show and check device profiles."),
+    "profiles": (
+        "edgekit_converters.profiles_commands:profiles",
+        "List, show and check device profiles.",
+    ),
     "publish": ("edgekit.fleet.commands:publish", "Put a bundle into the fleet's repository."),
     "rollout": ("edgekit.fleet.commands:rollout", "Create, watch and stop rollouts."),
     "round": ("edgekit.fleet.commands:round_", "Start and watch federated rounds."),

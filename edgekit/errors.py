@@ -58,6 +58,10 @@ class BuildError(EdgekitError):
     exit_code = 3
 
 
+class ToolChainMissing(BuildError):
+    """A tool chain that a build needs is not on this machine, or not as its lock says."""
+
+
 class ModelError(BuildError):
     """The source model is missing, damaged, foreign or not supported."""
 

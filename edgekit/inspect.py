@@ -24,6 +24,8 @@ _FIT_ROWS = "edgekit_converters.fit:rows"
 _SHAPE = "edgekit_converters.commands:InputShape"
 _CONSTANT = "edgekit_converters.normalise:parse_constant"
 REPORT = "reports/report.json"
+GATE = "reports/gate.json"
+_EVIDENCE = ("sbom.cdx.json", "provenance.json", GATE)
 _ZIP = b"PK\x03\x04"
 
 
@@ -75,7 +77,8 @@ def inspect(
 
 
 def bundle_facts(bundle: Bundle) -> dict[str, Any]:
-    """Manifest, digest, signature and what the build measured, where its report is there."""
+    """Manifest, digest, signature, and what the build measured and its gate found, where the bundle
+    has that."""
     signature = bundle.signature
     facts: dict[str, Any] = {
         "kind": "bundle",
@@ -85,10 +88,13 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
         if signature is None
         else {"key": signature.hint, "trusted": _trust(bundle)},
         "manifest": msgspec.to_builtins(bundle.manifest),
+        "evidence": [name for name in _EVIDENCE if name in bundle.names()],
         "report": None,
+        "gate": None,
     }
-    if REPORT in bundle.names():
-        facts["report"] = _report(bundle)
+    for fact, entry, kind in (("report", REPORT, _Report), ("gate", GATE, _Gate)):
+        if entry in bundle.names():
+            facts[fact] = _checked(bundle, entry, kind)
     return facts
 
 
@@ -110,6 +116,12 @@ def bundle_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         text = f"{variant['name']}: {variant['precision']} in {variant['engine']}"
         text += f" ({variant['accelerator']}), {size / 1e6:.2f} MB"
         lines.append(("variant", text + _measured(measured.get(variant["name"]))))
+    if facts["gate"] is not None:
+        found = msgspec.convert(facts["gate"], _Gate).predicate
+        lines.append(("gate", _tests(found)))
+        lines += [("warned", text) for text in found.warned]
+        lines += [("failed", text) for text in found.failed]
+    lines += [("evidence", name) for name in facts["evidence"]]
     lines += [("tool", f"{name} {version}") for name, version in manifest["tools"].items()]
     return lines
 
@@ -127,14 +139,41 @@ class _Report(msgspec.Struct, frozen=True):
     variants: tuple[_VariantReport, ...] = ()
 
 
-def _report(bundle: Bundle) -> Any:
-    """The whole report; it may be a stranger's, so it is checked as far as it is read."""
+class _Predicate(msgspec.Struct, frozen=True):
+    """An in-toto test result; names of tests are `VARIANT: what was tested`."""
+
+    result: str
+    passed: tuple[str, ...] = msgspec.field(name="passedTests", default=())
+    warned: tuple[str, ...] = msgspec.field(name="warnedTests", default=())
+    failed: tuple[str, ...] = msgspec.field(name="failedTests", default=())
+
+
+class _Gate(msgspec.Struct, frozen=True):
+    """`reports/gate.json`, as far as it is told here."""
+
+    predicate: _Predicate
+
+
+def _checked(bundle: Bundle, entry: str, kind: type[_Report] | type[_Gate]) -> Any:
+    """A whole document; it may be a stranger's, so it is checked as far as it is read."""
     try:
-        found = msgspec.json.decode(bundle.read(REPORT))
-        msgspec.convert(found, _Report)
+        found = msgspec.json.decode(bundle.read(entry))
+        msgspec.convert(found, kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        raise BundleError(f"{bundle.path}: {REPORT} is not a report: {e}") from e
+        what = "a report" if kind is _Report else "a test result"
+        raise BundleError(f"{bundle.path}: {entry} is not {what}: {e}") from e
     return found
+
+
+def _tests(found: _Predicate) -> str:
+    """The gate's result in one line."""
+    counts = (
+        (len(found.passed), "passed"),
+        (len(found.warned), "not shown by the data"),
+        (len(found.failed), "failed"),
+    )
+    told = ", ".join(f"{count} {what}" for count, what in counts if count)
+    return f"{found.result.lower()}{f': {told}' if told else ''}"
 
 
 def _tensor(spec: dict[str, Any]) -> str:

@@ -18,10 +18,16 @@ from edgekit.errors import ProfileError
 from edgekit.structs import Strict
 
 Accelerator = Literal["cpu", "gpu", "npu", "tpu"]
+Architecture = Literal["x86_64", "aarch64", "armv7l", "cortex-m"]
+EngineName = Literal[
+    "onnxruntime", "litert", "tflite-runtime", "tflite-micro", "openvino", "rknn", "hailo"
+]
 Evidence = Literal["executed", "simulated", "estimated", "linted"]
 RuntimeKind = Literal["native", "container", "artefact-only"]
 Scalar = str | int | float | bool
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}\Z")]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+PythonVersion = Annotated[str, msgspec.Meta(pattern=r"^3\.\d+\Z")]
 
 MAX_EXTENDS = 8
 
@@ -39,17 +45,18 @@ class EngineSpec(Strict, frozen=True, kw_only=True):
     Attributes:
         version: the version on the board, a prefix such as `1.23` is enough.
         precisions: what the engine takes, in the order to prefer; `int8-qdq-u8s8` is QDQ with
-            unsigned activations and signed weights, `int8-qdq-s8s8` is symmetric; `int8-dynamic`
-            takes the ranges of activations while it runs, `int4-weights` stores only weights in
-            4 bits.
-        max_onnx_ir: highest ONNX IR version that this version loads.
-        max_opset: highest opset of the default domain that this version runs.
+            unsigned activations and signed weights, `int8-qdq-s8s8` is symmetric, `int8-qdq-u16s8`
+            has activations of 16 bits; `int8` and `int16x8` (activations of 16 bits) are of the
+            engine's own format; `int8-dynamic` takes the ranges of activations while it runs,
+            `int4-weights` stores only weights in 4 bits.
+        max_onnx_ir: highest ONNX IR version that a build writes for it; this version loads it.
+        max_opset: highest opset of the default domain that a build writes for it.
         threads: threads within one operator; 1 where several models share the cores.
         wheels: where the board gets this engine from.
     """
 
-    name: Literal["onnxruntime", "litert", "tflite-runtime"]
-    version: str
+    name: EngineName
+    version: Text
     accelerator: Accelerator = "cpu"
     providers: tuple[Provider, ...] = ()
     precisions: tuple[str, ...] = ("fp32",)
@@ -59,10 +66,32 @@ class EngineSpec(Strict, frozen=True, kw_only=True):
     wheels: str = "PyPI"
 
 
+class Container(Strict, frozen=True, kw_only=True):
+    """What the daemon runs in where the board's own Python is too old for it.
+
+    Attributes:
+        image: the image's reference, with a tag.
+        python: the Python inside.
+    """
+
+    image: Text
+    python: PythonVersion
+
+
 class Identify(Strict, frozen=True, kw_only=True):
-    """How to recognise the board; `None` asks for nothing."""
+    """Texts by which the board is recognised, each part of what Linux says; `None` asks nothing.
+
+    Without any of them every machine of the architecture counts as the board.
+
+    Attributes:
+        device_tree_model: in `/proc/device-tree/model`, the board's name.
+        device_tree_compatible: in `/proc/device-tree/compatible`, which names the SoC too.
+        cpu_model: in a `model name` of `/proc/cpuinfo`, for machines without a device tree.
+    """
 
     device_tree_model: str | None = None
+    device_tree_compatible: str | None = None
+    cpu_model: str | None = None
 
 
 class Placement(Strict, frozen=True, kw_only=True):
@@ -96,17 +125,27 @@ class Quality(Strict, frozen=True, kw_only=True):
 
 
 class DeviceProfile(Strict, frozen=True, kw_only=True):
-    """One board, resolved (`extends` applied)."""
+    """One board, resolved (`extends` applied). docs/profiles.md explains each field.
+
+    Attributes:
+        architecture: of the instructions that artefacts are made for.
+        runtime: where the daemon runs: on the board's own system, in a container there, or
+            nowhere (`artefact-only`: a build gives the file, another program runs it).
+        python: what the board's own system ships; `None` where it has none.
+        container: what the daemon runs in where `runtime` is `container`.
+        memory_mb: of the smallest model of the board that the profile stands for.
+    """
 
     name: Name
-    title: str
-    architecture: Literal["x86_64", "aarch64"]
+    title: Text
+    architecture: Architecture
     engines: Annotated[tuple[EngineSpec, ...], msgspec.Meta(min_length=1)]
     quality: Quality
     runtime: RuntimeKind = "native"
     identify: Identify = Identify()
     os: str | None = None
-    python: Annotated[str, msgspec.Meta(pattern=r"^3\.\d+\Z")] | None = None
+    python: PythonVersion | None = None
+    container: Container | None = None
     drivers: dict[str, str] = {}
     memory_mb: Annotated[int, msgspec.Meta(gt=0)] | None = None
     cores: Annotated[int, msgspec.Meta(gt=0)] | None = None
@@ -114,17 +153,31 @@ class DeviceProfile(Strict, frozen=True, kw_only=True):
     placement: Placement = Placement()
     notes: tuple[str, ...] = ()
 
+    @property
+    def daemon_python(self) -> str | None:
+        """The Python that the daemon runs on; `None` where it does not run or is not known."""
+        return self.python if self.container is None else self.container.python
+
     def is_this_machine(self) -> bool:
         """Whether this machine is the board, so that a latency measured here is the board's."""
-        if platform.machine() != self.architecture:
-            return False
-        wanted = self.identify.device_tree_model
-        return wanted is None or wanted in _device_tree_model()
+        asked = self.identify
+        return platform.machine() == self.architecture and all(
+            text is None or text in told(Path(file))
+            for text, told, file in (
+                (asked.device_tree_model, _text, "/proc/device-tree/model"),
+                (asked.device_tree_compatible, _text, "/proc/device-tree/compatible"),
+                (asked.cpu_model, _cpu_models, "/proc/cpuinfo"),
+            )
+        )
 
 
-def _device_tree_model() -> str:
-    path = Path("/proc/device-tree/model")
+def _text(path: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
+
+
+def _cpu_models(path: Path) -> str:
+    lines = _text(path).splitlines()
+    return "\n".join(line for line in lines if line.startswith("model name"))
 
 
 def search_path(extra: Sequence[Path] = ()) -> list[Path]:
@@ -151,7 +204,12 @@ def find(name: str, *, folders: Sequence[Path] = ()) -> DeviceProfile:
 
 def read(path: Path) -> DeviceProfile:
     """The resolved profile in one file."""
-    return resolve(str(path), _tree(str(path.absolute()), folders=(), seen=()))
+    return resolve(str(path), merged(path))
+
+
+def merged(path: Path) -> dict[str, Any]:
+    """The tree of one file laid over those that it extends, its fields not yet checked."""
+    return _tree(str(path.absolute()), folders=(), seen=())
 
 
 def resolve(name: str, tree: Mapping[str, Any]) -> DeviceProfile:

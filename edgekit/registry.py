@@ -37,6 +37,9 @@ class Registry(Generic[T]):
         """Every known name, sorted."""
         return sorted({*self._builtin, *(entry.name for entry in _entry_points(self._group))})
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._builtin or name in self.names()
+
     def get(self, name: str) -> T:
         """The implementation called `name`, raising `UsageError` for an unknown one."""
         if name not in self._loaded:

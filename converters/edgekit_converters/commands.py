@@ -1,4 +1,4 @@
-"""Commands: `edgekit build` and `edgekit profiles`.
+"""Commands: `edgekit build`.
 
 Results go to stdout, steps and errors to stderr. Heavy imports wait until a command runs, so that
 `--help` stays quick.
@@ -10,7 +10,7 @@ import re
 import signal
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,6 @@ from edgekit.errors import (
     EdgekitError,
     GateRefused,
     ManifestError,
-    ProfileError,
     StorageError,
 )
 from edgekit.manifest import ModelName, Version
@@ -77,6 +76,9 @@ class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
 @click.option(
     "--out", type=_FILE, default=Path(), show_default="current folder", help="Where bundles go."
 )
+@click.option(
+    "--engine", "engines", multiple=True, help="Only for this engine of the boards, by name."
+)
 @click.option("--no-cache", is_flag=True, help="Make and measure everything again.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def build(
@@ -92,6 +94,7 @@ def build(
     version: str,
     key: Path | None,
     out: Path,
+    engines: tuple[str, ...],
     no_cache: bool,
     as_json: bool,
 ) -> None:
@@ -107,6 +110,7 @@ def build(
     from edgekit_converters.measure import Interleaved
     from edgekit_converters.normalise import parse_constant
     from edgekit_converters.summary import Order
+    from edgekit_converters.typed import typed
     from edgekit_converters.workshop import Workshop
 
     boards = [profiles_.find(board) for board in dict.fromkeys(names)]
@@ -121,6 +125,7 @@ def build(
         version=_checked_version(version),
         key=signer,
         out=out,
+        command=typed(click.get_current_context()),
     )
     _make_folder(out)
     console = Console(quiet=as_json)
@@ -140,7 +145,9 @@ def build(
         )
         for board in boards:
             try:
-                found = building.build(workshop, board, order, measurer=Interleaved(), say=say)
+                found = building.build(
+                    workshop, board, order, measurer=Interleaved(), say=say, engines=engines
+                )
             except EdgekitError as e:
                 failed.append((board.name, e))
                 continue
@@ -160,78 +167,6 @@ def build(
         for found in done:
             console.show(found)
     _finish(failed)
-
-
-@click.group()
-def profiles() -> None:
-    """List, show and check device profiles.
-
-    Example: edgekit profiles show jetson
-    """
-
-
-@profiles.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def list_profiles(as_json: bool) -> None:
-    """List the boards that edgekit knows, and what was run for each.
-
-    Example: edgekit profiles list
-    """
-    from edgekit_converters.console import Console
-
-    found = [profiles_.find(name) for name in profiles_.names()]
-    if as_json:
-        _print({"profiles": found})
-    else:
-        Console(quiet=False).list_profiles(found)
-
-
-@profiles.command("show")
-@click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def show_profile(name: str, as_json: bool) -> None:
-    """Show one profile with `extends` applied; NAME is a name or a file.
-
-    Example: edgekit profiles show raspberry-pi-5
-    """
-    import yaml
-
-    found = profiles_.find(name)
-    if as_json:
-        _print(found)
-    else:
-        click.echo(yaml.safe_dump(msgspec.to_builtins(found), sort_keys=False), nl=False)
-
-
-@profiles.command("lint")
-@click.argument("files", nargs=-1, type=_FILE)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def lint_profiles(files: tuple[Path, ...], as_json: bool) -> None:
-    """Check profiles; without FILES those that ship with edgekit.
-
-    Example: edgekit profiles lint my-board.yaml
-    """
-    from edgekit_converters.lint import lint
-
-    chosen = files or [file for folder in profiles_.search_path() for file in folder.glob("*.yaml")]
-    problems = {file: _problems(file, lint) for file in sorted(chosen)}
-    if as_json:
-        _print({"files": [{"file": str(f), "problems": p} for f, p in problems.items()]})
-    else:
-        for file, found in problems.items():
-            click.echo(f"{file}: {'ok' if not found else ''}".rstrip())
-            for problem in found:
-                click.echo(f"  {problem}")
-    wrong = sum(bool(found) for found in problems.values())
-    if wrong:
-        raise ProfileError(f"{wrong} of {len(problems)} profiles are not right")
-
-
-def _problems(file: Path, lint: Callable[..., tuple[str, ...]]) -> tuple[str, ...]:
-    try:
-        return lint(profiles_.read(file), file_stem=file.stem)
-    except ProfileError as e:
-        return (e.message,)
 
 
 def _print(value: object) -> None:

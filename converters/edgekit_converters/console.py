@@ -6,13 +6,12 @@ shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import floor
 
 from rich.console import Console as RichConsole
-from rich.table import Table
 
-from edgekit.profile import DeviceProfile
 from edgekit_converters.bench import SOURCE
 from edgekit_converters.report import BundleReport, VariantReport
 
@@ -58,26 +57,8 @@ class Console:
             self._line(f"  bundle     {found.path}  {found.digest[:19]}…")
             self._line(f"  report     {found.report}")
 
-    def list_profiles(self, found: Sequence[DeviceProfile]) -> None:
-        """Boards with their engines and what was run for each, in 80 columns."""
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("name", "arch", "engines", "evidence"):
-            table.add_column(column, no_wrap=column != "engines")
-        for profile in found:
-            evidence = profile.quality.evidence
-            table.add_row(profile.name, profile.architecture, _engines(profile), evidence)
-        self._results.print(table)
-
     def _line(self, text: str, *, style: str | None = None) -> None:
         self._results.print(text, markup=False, style=style, soft_wrap=True)
-
-
-def _engines(profile: DeviceProfile) -> str:
-    """Each engine once, with what it runs on."""
-    places: dict[str, list[str]] = {}
-    for engine in profile.engines:
-        places.setdefault(engine.name, []).append(engine.accelerator)
-    return ", ".join(f"{name} ({', '.join(found)})" for name, found in places.items())
 
 
 def _search(found: BundleReport) -> str:
@@ -97,11 +78,16 @@ def _described(variant: VariantReport) -> str:
     ]
     if latency is not None:
         parts.append(f"p50 {latency.p50:.2f} ms, p99 {latency.p99:.2f} ms")
+    elif variant.estimated_ms is not None:
+        parts.append(f"about {variant.estimated_ms:.2f} ms by the tool's own estimate")
     if variant.speedup is not None and variant.scheme != SOURCE:
         parts.append(f"{variant.speedup:.2f}x float")
     if variant.agreement is not None:
         parts.append(f"agreement {variant.agreement:.3f}")
     if metric is not None and metric.name != "agreement":
         parts.append(f"{metric.name} {metric.value:.3f} (float {metric.float_value:.3f})")
+    if variant.accelerator != "cpu" and variant.placement.accelerator_macs is not None:
+        share = floor(variant.placement.accelerator_macs * 1000) / 10
+        parts.append(f"{share:g} % of MACs on the {variant.accelerator}")
     parts.append(variant.evidence if variant.proven else f"{variant.evidence}, unproven")
     return " · ".join(parts)

@@ -25,7 +25,8 @@ HEAVY = ["numpy", "msgspec", "cryptography", "yaml", "paho", "onnx", "onnxruntim
 # 8 fleet.
 EXIT_CODES = {
     "EdgekitError": 2, "UsageError": 2, "ConfigError": 2, "ProfileError": 2, "RecipeError": 2,
-    "DataError": 2, "StorageError": 2, "BuildError": 3, "ModelError": 3, "GateRefused": 3,
+    "DataError": 2, "StorageError": 2, "BuildError": 3, "ToolChainMissing": 3,
+    "ModelError": 3, "GateRefused": 3,
     "BundleError": 4, "ManifestError": 4, "IntegrityError": 4, "UntrustedError": 4,
     "EngineError": 5, "EngineNotInstalled": 5, "GoldenMismatch": 5, "ServingError": 6,
     "Overloaded": 6, "DeadlineMissed": 6, "RequestError": 6, "NotServed": 6, "LinkError": 7,

@@ -127,10 +127,13 @@ def test_a_machine_is_the_board_only_where_all_it_asks_for_is_there() -> None:
     here = msgspec.structs.replace(samples.PROFILE, architecture=platform.machine())
     other = "aarch64" if platform.machine() == "x86_64" else "x86_64"
     named = Identify(device_tree_model="No Such Board")
+    chip = Identify(device_tree_compatible="nobody,nothing")
+    processor = Identify(cpu_model="No Such Processor")
 
     assert here.is_this_machine()
     assert not msgspec.structs.replace(here, architecture=other).is_this_machine()
-    assert not msgspec.structs.replace(here, identify=named).is_this_machine()
+    for identify in (named, chip, processor):
+        assert not msgspec.structs.replace(here, identify=identify).is_this_machine()
 
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -1,4 +1,4 @@
-"""`edgekit build`, `profiles` and `inspect` as a person or a program calls them."""
+"""`edgekit build` and `inspect` as a person or a program calls them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edgekit import profile
 from edgekit.bundle import Bundle
 from edgekit.cli import main
-from edgekit.errors import GateRefused, ProfileError
-from edgekit_converters.commands import build, default_name, profiles
-from edgekit_converters.lint import lint
+from edgekit.errors import GateRefused
+from edgekit_converters.commands import build, default_name
 from tests.converters.building import HERE, images, write_data, write_model
 from tests.converters.tflite_models import write_dense
 
@@ -221,77 +217,6 @@ def test_a_refused_gate_is_exit_code_3(model: Path, tmp_path: Path) -> None:
 )
 def test_a_models_name_comes_from_its_files(file: str, name: str) -> None:
     assert default_name(Path(file)) == name
-
-
-# Profiles.
-
-
-def test_every_shipped_profile_passes_lint() -> None:
-    run = CliRunner().invoke(profiles, ["lint"])
-
-    assert run.exit_code == 0, run.output
-    assert run.output.count(": ok") == len(profile.names())
-
-
-def test_profiles_are_listed_with_what_was_run() -> None:
-    run = CliRunner().invoke(profiles, ["list", "--json"])
-
-    listed = {found["name"]: found for found in json.loads(run.output)["profiles"]}
-    assert listed["jetson"]["quality"]["evidence"] == "linted"
-
-
-def test_a_profile_is_shown_resolved() -> None:
-    run = CliRunner().invoke(profiles, ["show", "jetson-orin-nano", "--json"])
-
-    shown = json.loads(run.output)
-    assert shown["memory_mb"] == 8192
-    assert shown["engines"][0]["providers"][0]["name"] == "TensorrtExecutionProvider"
-
-
-def rename(tree: dict[str, Any]) -> None:
-    tree["name"] = "other"
-
-
-def unsymmetric(tree: dict[str, Any]) -> None:
-    tree["engines"][0]["precisions"] = ["int8-qdq-u8s8"]
-
-
-def too_new(tree: dict[str, Any]) -> None:
-    tree["engines"][0]["max_onnx_ir"] = 8
-
-
-def boastful(tree: dict[str, Any]) -> None:
-    tree["quality"]["unverified"] = []
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (rename, "name: is 'other'"),
-        (unsymmetric, "TensorRT takes symmetric int8 only"),
-        (too_new, "needs IR"),
-        (boastful, "something was not run"),
-    ],
-)
-def test_a_profile_that_cannot_be_true_is_named(
-    change: Callable[[dict[str, Any]], None], problem: str
-) -> None:
-    tree = msgspec.to_builtins(profile.find("jetson"))
-    change(tree)
-
-    problems = lint(profile.resolve("jetson", tree), file_stem="jetson")
-
-    assert any(problem in said for said in problems)
-
-
-def test_lint_of_a_broken_file_is_a_usage_error(tmp_path: Path) -> None:
-    path = tmp_path / "board.yaml"
-    path.write_text("name: board\ncolour: red\n")
-
-    run = CliRunner().invoke(profiles, ["lint", str(path)])
-
-    assert isinstance(run.exception, ProfileError)
-    assert "colour" in run.output
 
 
 # Inspect.
