@@ -21,7 +21,6 @@ from edgekit.errors import EngineError, GoldenMismatch, UsageError
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
     from edgekit.manifest import Variant
-    from edgekit_runtime.bench import Measured, Skipped
     from edgekit_runtime.serving.models import Models, Served
 
 log = logging.getLogger(__name__)
@@ -168,39 +167,100 @@ def verify(bundle: Path, trust: tuple[Path, ...], as_json: bool) -> None:
 @click.argument(
     "paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="BUNDLE-OR-MODEL..."
 )
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="MODEL",
+    help="A .onnx or .tflite model to run beside them.",
+)
 @click.option("--seconds", default=5.0, show_default=True, help="How long to measure in all.")
 @click.option("--runs", default=1000, show_default=True, help="Most runs of each.")
+@click.option("--device", metavar="[USER@]HOST[:PORT]", help="Run on this board, over SSH.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="With --device: where NAME-VERSION-PROFILE.bench.json goes.",
+)
+@click.option(
+    "--sign-key",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="With --out: the bundle goes there too, its figures in the report, signed with this key.",
+)
+@click.option(
+    "--remote-python",
+    metavar="PATH",
+    help="With --device: a Python there that has the engine; no packages are carried.",
+)
+@click.option(
+    "--wheels",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="With --device: wheels to carry, before those of the package index.",
+)
+@click.option(
+    "--ssh-config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="With --device: a configuration for ssh, instead of your own.",
+)
+@click.option(
+    "--max-clock-drop",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="With --device: the run is void if clocks fall by more; default 0.1.",
+)
 @_trust
 @_insecure
 @_json
 def bench(
     paths: tuple[Path, ...],
+    against: tuple[Path, ...],
     seconds: float,
     runs: int,
     trust: tuple[Path, ...],
     insecure: bool,
     as_json: bool,
+    **board: Any,
 ) -> None:
-    """Measure bundles, variant by variant, and .onnx or .tflite models, interleaved, here.
+    """Measure bundles, variant by variant, and .onnx or .tflite models, interleaved.
 
-    Bundles run on their first golden input, models on random ones.
+    Bundles run on their first golden input, models on random ones. With --device all of it runs on
+    a board, after the golden inputs were reproduced there; what the board needs is carried. Exits
+    with 5 where a variant does not reproduce them, or where the board was throttled.
 
-    Example: edgekit bench lite0-0.1.0-generic-x86_64.edge other.onnx
+    Example: edgekit bench lite0-0.1.0-raspberry-pi-5.edge --device pi@192.168.1.20 --out figures
     """
     from edgekit_runtime import bench as benches
-    from edgekit_runtime.opening import open_trusted, run_cache
+    from edgekit_runtime.opening import Opened, open_trusted, run_cache
 
     logs.configure(json_lines=as_json, level=logging.WARNING)
     if not 0 < seconds < math.inf or runs < 1:
         raise UsageError("--seconds must be a number above 0 and --runs at least 1")
+    models = [path for path in paths if path.suffix in benches.SUFFIXES] + list(against)
+    engines = {path: benches.engine_of(path) for path in models}
     trusted = signing.trusted_keys(trust)
+
+    def opened(path: Path) -> Opened:
+        return open_trusted(path, trusted=trusted, insecure=insecure, cache=run_cache())
+
+    bundles = [path for path in paths if path not in engines]
+    if board["device"] is not None:
+        from edgekit_runtime.board.console import Options, bench_there
+
+        options = Options(seconds=seconds, runs=runs, as_json=as_json, **board)
+        bench_there(bundles, engines, opened=opened, options=options)
+        return
+    if given := [name for name, value in board.items() if value is not None]:
+        raise UsageError(f"--{given[0].replace('_', '-')} is for --device, which is missing")
     found: list[benches.Subject | benches.Skipped] = []
-    for path in paths:
-        if path.suffix in benches.SUFFIXES:
-            found.append(benches.open_model(path))
+    for path in dict.fromkeys((*paths, *against)):
+        if path in engines:
+            found.append(benches.open_model(path, engine=engines[path], label=path.name))
         else:
-            opened = open_trusted(path, trusted=trusted, insecure=insecure, cache=run_cache())
-            found += benches.open_bundle(opened.bundle)
+            found += benches.open_bundle(opened(path).bundle)
     subjects = [one for one in found if isinstance(one, benches.Subject)]
     skipped = [one for one in found if isinstance(one, benches.Skipped)]
     if not subjects:
@@ -209,7 +269,7 @@ def bench(
     if as_json:
         _print_json({"machine": platform.machine(), "results": measured, "skipped": skipped})
     else:
-        click.echo(_bench_text(measured, skipped))
+        click.echo(benches.table(measured, skipped))
 
 
 def _verify_variant(bundle: Bundle, variant: Variant) -> dict[str, Any]:
@@ -293,18 +353,6 @@ def _verify_text(page: dict[str, Any]) -> str:
             f"{label}{result.samples} golden inputs reproduced on this {page['machine']}, at most"
             f" {worst:.2g} from the source model, {result.latency_ms:.3g} ms a sample"
         )
-    return "\n".join(lines)
-
-
-def _bench_text(measured: list[Measured], skipped: list[Skipped]) -> str:
-    width = max(len(one.label) for one in measured)
-    lines = [f"{'':{width}}  {'p50':>9} {'p90':>9} {'p99':>9}  {'runs/s':>8}  {'memory':>9}"]
-    lines += [
-        f"{one.label:{width}}  {one.p50_ms:6.3f} ms {one.p90_ms:6.3f} ms {one.p99_ms:6.3f} ms"
-        f"  {one.per_second:8.1f}  {one.memory_mb:6.1f} MB"
-        for one in measured
-    ]
-    lines += [f"{one.label}: not run: {one.reason}" for one in skipped]
     return "\n".join(lines)
 
 

@@ -76,5 +76,7 @@ ENGINES: Registry[Engine] = Registry(
     builtin={
         "onnxruntime": "edgekit_runtime.engines.onnxruntime:ENGINE",
         "litert": "edgekit_runtime.engines.litert:ENGINE",
+        "openvino": "edgekit_runtime.engines.openvino:ENGINE",
+        "rknn": "edgekit_runtime.engines.rknn:ENGINE",
     },
 )

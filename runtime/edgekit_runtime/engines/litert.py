@@ -1,12 +1,15 @@
 """LiteRT: runs `.tflite` artefacts on the CPU through XNNPACK.
 
 Inputs and outputs go by their tensor names, unchanged: every file has them, tools show them, and a
-signature, which a file may lack or hold several of, is not needed to find them. Axes that the file
-declares dynamic may be resized from call to call; all others are fixed.
+signature, which a file may lack or hold several of, is not needed to find them. A file that was
+converted from another format keeps that model's interface by options: its names, layout and
+datatype (`ports`). Axes that the file declares dynamic may be resized from call to call; all others
+are fixed.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections import Counter
 from collections.abc import Mapping
 from importlib import metadata
@@ -19,9 +22,14 @@ from numpy.typing import NDArray
 
 from edgekit.errors import EngineError, EngineNotInstalled
 from edgekit.manifest import TensorSpec
+from edgekit.profile import Provider
 from edgekit.structs import Strict
 from edgekit_runtime.engines import Tensors
+from edgekit_runtime.engines.ports import Port, PortSpec, Tensor, placed, plain
 from edgekit_runtime.engines.tensors import DATATYPES, misfit
+
+# What a shared library must have to be a delegate.
+_ENTRY = "tflite_plugin_create_delegate"
 
 
 class Options(Strict, frozen=True, kw_only=True):
@@ -29,11 +37,18 @@ class Options(Strict, frozen=True, kw_only=True):
 
     Attributes:
         threads: threads within one operator.
+        inputs, outputs: the interface of the model that the file was made from, each of the file's
+            inputs or outputs once; empty for the file's own.
+        delegates: shared libraries that take operators, in order of preference, with their options;
+            what they leave runs on the CPU.
         reference_kernels: the library's plain kernels instead of XNNPACK's and its optimised ones:
             slow, and a second opinion on the arithmetic.
     """
 
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    inputs: tuple[PortSpec, ...] = ()
+    outputs: tuple[PortSpec, ...] = ()
+    delegates: tuple[Provider, ...] = ()
     reference_kernels: bool = False
 
 
@@ -73,10 +88,12 @@ class LiteRtSession:
             raise _not_installed() from e
         if not artifact.is_file():
             raise EngineError(f"litert cannot open {artifact}: there is no such file")
+        delegates = [_delegate(delegate) for delegate in options.delegates]
         try:
             interpreter = Interpreter(
                 model_path=str(artifact),
                 num_threads=options.threads,
+                experimental_delegates=delegates,
                 experimental_op_resolver_type=OpResolverType.BUILTIN_REF
                 if options.reference_kernels
                 else OpResolverType.AUTO,
@@ -85,9 +102,13 @@ class LiteRtSession:
         except (ValueError, RuntimeError) as e:
             raise EngineError(f"litert cannot open {artifact}: {e}") from e
         self._artifact = artifact
+        self._delegates = tuple(delegate.name for delegate in options.delegates)
         inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-        self._inputs = _specs(inputs, artifact)
-        self._outputs = _specs(outputs, artifact)
+        self._in = _ports(inputs, options.inputs, what="input", artifact=artifact)
+        self._out = _ports(outputs, options.outputs, what="output", artifact=artifact)
+        self._inputs = tuple(port.spec for port in self._in)
+        self._outputs = tuple(port.spec for port in self._out)
+        self._numbers = {detail["name"]: detail["index"] for detail in (*inputs, *outputs)}
         self._input_index = {detail["name"]: detail["index"] for detail in inputs}
         self._output_index = {detail["name"]: detail["index"] for detail in outputs}
         self._shapes = {detail["name"]: tuple(map(int, detail["shape"])) for detail in inputs}
@@ -102,8 +123,18 @@ class LiteRtSession:
         return self._outputs
 
     @property
+    def ports(self) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+        """How the file's inputs and outputs show the model's."""
+        return self._in, self._out
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The number in the file of each input and output, by its tensor's name."""
+        return dict(self._numbers)
+
+    @property
     def providers(self) -> tuple[str, ...]:
-        return ("CPU",)
+        return (*self._delegates, "CPU")
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         interpreter = self._interpreter
@@ -112,15 +143,20 @@ class LiteRtSession:
         # The library itself takes any shape of the right size in bytes.
         if (reason := misfit(self._inputs, inputs)) is not None:
             raise EngineError(f"{self._artifact.name}: {reason}")
-        arrays = {name: np.asarray(array) for name, array in inputs.items()}
+        arrays = {
+            port.tensor.spec.name: port.to_file(np.asarray(inputs[port.spec.name]))
+            for port in self._in
+        }
         try:
             self._resize(arrays)
             for name, array in arrays.items():
                 interpreter.set_tensor(self._input_index[name], array)
             interpreter.invoke()
             return {
-                name: np.asarray(interpreter.get_tensor(index))
-                for name, index in self._output_index.items()
+                port.spec.name: port.to_model(
+                    np.asarray(interpreter.get_tensor(self._output_index[port.tensor.spec.name]))
+                )
+                for port in self._out
             }
         except (ValueError, RuntimeError) as e:
             raise EngineError(f"{self._artifact.name}: {e}") from e
@@ -140,12 +176,23 @@ class LiteRtSession:
         self._shapes = wanted
 
 
-def _specs(details: list[dict[str, Any]], artifact: Path) -> tuple[TensorSpec, ...]:
+def _ports(
+    details: list[dict[str, Any]], asked: tuple[PortSpec, ...], *, what: str, artifact: Path
+) -> tuple[Port, ...]:
     names = Counter(detail["name"] for detail in details)
     for name, count in names.items():
         if count > 1:
             raise EngineError(f"{artifact}: {count} tensors are called {name!r}")
-    return tuple(_spec(detail, artifact) for detail in details)
+    tensors = [_tensor(detail, artifact) for detail in details]
+    if not asked:
+        return plain(tensors)
+    by_name = {tensor.spec.name: tensor for tensor in tensors}
+    return placed(asked, by_name, what=what, where=str(artifact))
+
+
+def _tensor(detail: dict[str, Any], artifact: Path) -> Tensor:
+    scale, zero_point = detail["quantization"]
+    return Tensor(_spec(detail, artifact), scale=float(scale), zero_point=int(zero_point))
 
 
 def _spec(detail: dict[str, Any], artifact: Path) -> TensorSpec:
@@ -155,6 +202,21 @@ def _spec(detail: dict[str, Any], artifact: Path) -> TensorSpec:
     signature = detail["shape_signature"]
     shape = signature if len(signature) else detail["shape"]
     return TensorSpec(name=detail["name"], datatype=datatype, shape=tuple(map(int, shape)))
+
+
+def _delegate(delegate: Provider) -> Any:
+    from ai_edge_litert.interpreter import load_delegate
+
+    try:
+        # The library's own loader leaves an object behind that fails once more when it goes.
+        if not hasattr(ctypes.CDLL(delegate.name), _ENTRY):
+            raise ValueError(f"it has no {_ENTRY}")
+        return load_delegate(delegate.name, dict(delegate.options))
+    except (OSError, ValueError) as e:
+        raise EngineError(
+            f"delegate {delegate.name} cannot be loaded: {e}",
+            hint="install the library of the accelerator's vendor, or serve another variant",
+        ) from e
 
 
 def _not_installed() -> EngineNotInstalled:

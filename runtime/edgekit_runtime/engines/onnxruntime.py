@@ -19,7 +19,7 @@ from edgekit.errors import EngineError, EngineNotInstalled
 from edgekit.manifest import Datatype, TensorSpec
 from edgekit.profile import Provider
 from edgekit.structs import Strict
-from edgekit_runtime.engines import Tensors
+from edgekit_runtime.engines import Tensors, plugins
 from edgekit_runtime.engines.tensors import misfit
 
 CPU = "CPUExecutionProvider"
@@ -101,7 +101,9 @@ class OnnxSession:
     def __init__(self, artifact: Path, options: Options) -> None:
         ort = _library()
         asked = [provider.name for provider in options.providers]
-        require(asked, ort.get_available_providers(), where=str(artifact))
+        loaded = [p for p in options.providers if plugins.is_plugin(ort, p.name)]
+        built_in = [p for p in options.providers if p not in loaded]
+        require([p.name for p in built_in], ort.get_available_providers(), where=str(artifact))
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = options.threads
         settings.inter_op_num_threads = 1
@@ -110,7 +112,11 @@ class OnnxSession:
         settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
         if options.reference_kernels:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        providers = [(p.name, _as_text(p.options)) for p in options.providers]
+        for plugin in loaded:
+            devices = plugins.devices(ort, plugin.name)
+            settings.add_provider_for_devices(devices, _as_text(plugin.options))
+        # onnxruntime takes one of the two ways; behind a plugin the CPU stands by itself.
+        providers = [] if loaded else [(p.name, _as_text(p.options)) for p in built_in]
         try:
             session = ort.InferenceSession(str(artifact), settings, providers=providers)
         except Exception as e:  # each of onnxruntime's errors is a class of its own

@@ -1,0 +1,189 @@
+"""OpenVINO: runs ONNX and IR artefacts on Intel's CPUs, GPUs and NPUs.
+
+A device that was asked for either runs the whole model or the session is refused: no virtual device
+(AUTO, HETERO, MULTI) is taken, which would choose another one without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import EngineError, EngineNotInstalled
+from edgekit.manifest import Datatype, TensorSpec
+from edgekit.structs import Strict
+from edgekit_runtime.engines import Tensors
+from edgekit_runtime.engines.tensors import misfit
+
+DISTRIBUTION = "openvino"
+Device = Literal["CPU", "GPU", "NPU"]
+
+_DATATYPES: Mapping[str, Datatype] = {
+    "boolean": "BOOL",
+    "u8": "UINT8",
+    "u16": "UINT16",
+    "u32": "UINT32",
+    "u64": "UINT64",
+    "i8": "INT8",
+    "i16": "INT16",
+    "i32": "INT32",
+    "i64": "INT64",
+    "f16": "FP16",
+    "f32": "FP32",
+    "f64": "FP64",
+}
+
+
+class Options(Strict, frozen=True, kw_only=True):
+    """What a variant's `options` may say.
+
+    Attributes:
+        device: what runs the model.
+        threads: threads of the CPU; other devices have none to choose.
+        inference_precision: what float operators are computed in; None for the device's own
+            choice, which on newer CPUs is bfloat16.
+        cache_dir: a folder that keeps compiled models, so that an NPU compiles once; None for none.
+    """
+
+    device: Device = "CPU"
+    threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    inference_precision: Literal["f32", "f16", "bf16"] | None = None
+    cache_dir: str | None = None
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """The same, as OpenVINO names them."""
+        found: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if self.device == "CPU":
+            found["INFERENCE_NUM_THREADS"] = self.threads
+        if self.inference_precision is not None:
+            found["INFERENCE_PRECISION_HINT"] = self.inference_precision
+        if self.cache_dir is not None:
+            found["CACHE_DIR"] = self.cache_dir
+        return found
+
+
+class OpenVino:
+    """The engine."""
+
+    name = "openvino"
+
+    def version(self) -> str:
+        """Version of the library here, found without importing it."""
+        try:
+            return metadata.version(DISTRIBUTION)
+        except metadata.PackageNotFoundError as e:
+            raise _not_installed() from e
+
+    def devices(self) -> tuple[str, ...]:
+        """The devices of this machine, as `Options.device` names them."""
+        return _devices(_library().Core())
+
+    def open(self, artifact: Path, *, options: Mapping[str, Any]) -> OpenVinoSession:
+        """Open an ONNX file, or an IR file with its weights beside it."""
+        return OpenVinoSession(artifact, parse(options))
+
+
+def parse(options: Mapping[str, Any]) -> Options:
+    """Check a variant's options, raising `EngineError` that names the wrong one."""
+    try:
+        return msgspec.convert(dict(options), Options)
+    except msgspec.ValidationError as e:
+        raise EngineError(f"options of engine openvino are not valid: {e}") from e
+
+
+class OpenVinoSession:
+    """An open model."""
+
+    def __init__(self, artifact: Path, options: Options) -> None:
+        core = _library().Core()
+        if not artifact.is_file():
+            raise EngineError(f"openvino cannot open {artifact}: there is no such file")
+        there = _devices(core)
+        if options.device not in there:
+            raise EngineError(
+                f"{artifact}: device {options.device} is not available, openvino has"
+                f" {', '.join(there)}",
+                hint="install the device's driver, or serve another variant",
+            )
+        try:
+            compiled = core.compile_model(str(artifact), options.device, options.properties)
+        except RuntimeError as e:
+            raise EngineError(f"openvino cannot open {artifact}: {_reason(e)}") from e
+        self._artifact = artifact
+        self._device = options.device
+        self._inputs = tuple(_spec(port, artifact) for port in compiled.inputs)
+        self._outputs = tuple(_spec(port, artifact) for port in compiled.outputs)
+        self._request: Any = compiled.create_infer_request()
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        return (self._device,)
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
+        if self._request is None:
+            raise EngineError(f"{self._artifact}: the session is closed")
+        # The library itself casts other datatypes, and takes a missing input from the last run.
+        if (reason := misfit(self._inputs, inputs)) is not None:
+            raise EngineError(f"{self._artifact.name}: {reason}")
+        feeds = [np.ascontiguousarray(inputs[spec.name]) for spec in self._inputs]
+        try:
+            # Inputs are read where they lie; outputs must outlive the next run.
+            found = self._request.infer(feeds, share_inputs=True, share_outputs=False)
+            return {spec.name: found[i] for i, spec in enumerate(self._outputs)}
+        except (RuntimeError, ValueError, TypeError) as e:
+            raise EngineError(f"{self._artifact.name}: {_reason(e)}") from e
+
+    def close(self) -> None:
+        self._request = None
+
+
+def _library() -> Any:
+    try:
+        import openvino  # costs a third of a second
+    except ImportError as e:
+        raise _not_installed() from e
+    return openvino
+
+
+def _devices(core: Any) -> tuple[str, ...]:
+    # A machine with two GPUs has GPU.0 and GPU.1.
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in core.available_devices))
+
+
+def _spec(port: Any, artifact: Path) -> TensorSpec:
+    kind = port.get_element_type().get_type_name()
+    if kind not in _DATATYPES:
+        raise EngineError(f"{artifact}: {port.any_name} is a {kind}, which cannot be served")
+    shape = port.get_partial_shape()
+    if shape.rank.is_dynamic:
+        raise EngineError(f"{artifact}: {port.any_name} has no fixed number of axes")
+    sizes = tuple(-1 if axis.is_dynamic else axis.get_length() for axis in shape)
+    return TensorSpec(name=port.any_name, datatype=_DATATYPES[kind], shape=sizes)
+
+
+def _reason(error: Exception) -> str:
+    """The last line of a message that begins with places in OpenVINO's own source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _not_installed() -> EngineNotInstalled:
+    return EngineNotInstalled("engine openvino is not on this machine", hint="pip install openvino")
+
+
+ENGINE = OpenVino()

@@ -1,0 +1,151 @@
+"""LiteRT: a converted file that shows the model it was made from, and delegates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from edgekit.errors import EngineError
+from edgekit_runtime.engines import ENGINES
+from edgekit_runtime.engines.batches import run_all
+from edgekit_runtime.engines.ports import quantised
+
+SCALE, ZERO_POINT = 0.05, -20
+LOW, HIGH = (-128 - ZERO_POINT) * SCALE, (127 - ZERO_POINT) * SCALE
+OPTIONS: dict[str, Any] = {
+    "inputs": [{"name": "image", "tensor": "x", "axes": [0, 2, 3, 1]}],
+    "outputs": [{"name": "mask", "tensor": "y", "axes": [0, 2, 3, 1]}],
+}
+
+litert = ENGINES.get("litert")
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    """y = relu(x), int8 [1, 4, 5, 3] with channels last."""
+    pytest.importorskip("ai_edge_litert")
+    path = tmp_path / "relu.tflite"
+    path.write_bytes(_relu(shape=[1, 4, 5, 3]))
+    return path
+
+
+def test_a_converted_file_shows_the_models_names_layout_and_floats(artifact: Path) -> None:
+    session = litert.open(artifact, options=OPTIONS)
+
+    (image,), (mask,) = session.inputs, session.outputs
+    assert (image.name, image.datatype, image.shape) == ("image", "FP32", (1, 3, 4, 5))
+    assert (mask.name, mask.datatype, mask.shape) == ("mask", "FP32", (1, 3, 4, 5))
+
+
+@given(arrays(np.float32, (2, 3, 4, 5), elements=st.floats(-9, 9, width=32)))
+def test_answers_are_within_half_a_step_of_the_model(tmp: Path, images: np.ndarray) -> None:
+    session = litert.open(tmp, options=OPTIONS)
+
+    masks = run_all(session, {"image": images})["mask"]
+
+    wanted = np.clip(np.maximum(images, 0), 0, HIGH)
+    np.testing.assert_allclose(masks, wanted, atol=SCALE / 2 + 1e-5)
+    assert masks.flags.c_contiguous
+
+
+@pytest.fixture(scope="module")
+def tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("ai_edge_litert")
+    path = tmp_path_factory.mktemp("litert") / "relu.tflite"
+    path.write_bytes(_relu(shape=[1, 4, 5, 3]))
+    return path
+
+
+def test_without_options_the_file_shows_its_own_interface(artifact: Path) -> None:
+    (x,) = litert.open(artifact, options={}).inputs
+
+    assert (x.name, x.datatype, x.shape) == ("x", "INT8", (1, 4, 5, 3))
+
+
+def test_a_wrong_input_is_told_in_the_models_words(artifact: Path) -> None:
+    session = litert.open(artifact, options=OPTIONS)
+
+    with pytest.raises(EngineError, match=r"'image' must have shape \[1, 3, 4, 5\]"):
+        session.run({"image": np.zeros((1, 4, 5, 3), np.float32)})
+    with pytest.raises(EngineError, match="'image' must be FP32, it is INT8"):
+        session.run({"image": np.zeros((1, 3, 4, 5), np.int8)})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([{"name": "image", "tensor": "z"}], "place inputs z, the file has x"),
+        ([{"name": "image", "tensor": "x", "axes": [0, 1]}], "axes .* do not fit"),
+        ([{"name": "image", "tensor": "x", "axes": [0, 1, 1, 2]}], "axes .* do not fit"),
+        ([{"name": "a", "tensor": "x"}, {"name": "b", "tensor": "x"}], "the file has x"),
+        ([{"name": "image"}], "options of engine litert are not valid"),
+    ],
+)
+def test_options_that_belong_to_another_file_are_refused(
+    artifact: Path, inputs: list[dict[str, Any]], message: str
+) -> None:
+    with pytest.raises(EngineError, match=message):
+        litert.open(artifact, options={**OPTIONS, "inputs": inputs})
+
+
+def test_a_delegate_that_is_not_on_this_machine_is_named(artifact: Path) -> None:
+    options = {"delegates": [{"name": "libnowhere_delegate.so", "options": {"device": "usb"}}]}
+
+    with pytest.raises(EngineError, match=r"libnowhere_delegate\.so cannot be loaded") as e:
+        litert.open(artifact, options=options)
+    assert "vendor" in (e.value.hint or "")
+
+
+def test_a_library_that_is_no_delegate_is_refused(artifact: Path) -> None:
+    with pytest.raises(EngineError, match=r"libc\.so\.6 cannot be loaded: it has no tflite_plugin"):
+        litert.open(artifact, options={"delegates": [{"name": "libc.so.6"}]})
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=20), st.floats(1e-6, 10))
+def test_quantised_values_are_the_nearest_steps_or_the_ends(
+    values: list[float], scale: float
+) -> None:
+    with np.errstate(over="ignore"):
+        found = quantised(
+            np.array(values, np.float32), scale=scale, zero_point=3, dtype=np.dtype(np.int8)
+        )
+
+    for value, step in zip(values, found, strict=True):
+        if np.isnan(value):
+            continue
+        real = (int(step) - 3) * scale
+        nearest = np.clip(value, (-128 - 3) * scale, (127 - 3) * scale)
+        assert abs(real - nearest) <= scale / 2 * 1.001
+
+
+def _relu(*, shape: list[int]) -> bytes:
+    import flatbuffers  # type: ignore[import-untyped]
+    from ai_edge_litert import schema_py_generated as schema
+
+    def tensor(name: str) -> Any:
+        made = schema.TensorT()
+        made.name, made.type, made.buffer, made.shape = name, schema.TensorType.INT8, 0, shape
+        made.quantization = schema.QuantizationParametersT()
+        made.quantization.scale, made.quantization.zeroPoint = [SCALE], [ZERO_POINT]
+        return made
+
+    operator = schema.OperatorT()
+    operator.inputs, operator.outputs, operator.opcodeIndex = [0], [1], 0
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.RELU
+    code.version = 2
+    graph = schema.SubGraphT()
+    graph.tensors, graph.operators = [tensor("x"), tensor("y")], [operator]
+    graph.inputs, graph.outputs = [0], [1]
+    model = schema.ModelT()
+    model.version, model.subgraphs = 3, [graph]
+    model.operatorCodes, model.buffers = [code], [schema.BufferT()]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
