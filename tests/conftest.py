@@ -10,9 +10,14 @@ from typing import cast
 import pytest
 from hypothesis import HealthCheck, settings
 
+from edgekit import storage
+
 # A shell that starts the tests in the background has them ignore SIGINT, and so would the programs
 # that they start and interrupt; an ignored signal is the one thing that outlives exec.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tool chains take gigabytes and minutes: tests use those that are installed, read-only.
+os.environ.setdefault("EDGEKIT_TOOLCHAINS", str(storage.data_home() / "toolchains"))
 
 # Machines are shared and noisy: a slow example is no failure.
 settings.register_profile(
