@@ -40,7 +40,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _GIVEN_SHARE = 0.5
 _CALIBRATION = 128
 _HELD_OUT = 300
-_LIMIT_S = 600.0
+_LIMIT_S = 1200.0
 _CALM = 1.0
 _JUDGE = ("onnxruntime==1.31.1", "openvino==2026.4.1", "numpy==2.4.6")
 
@@ -130,7 +130,7 @@ def judge(
         **named,
         "data": task.model.data,
         "agreement": task.model.agreement,
-        "told": " ".join(task.model.options),
+        "told": " ".join((*task.model.options, *task.model.recipe.split("\n"))).strip(),
         "held_out": {"samples": found["samples"], "groups": found["groups"]},
         "calibration": len(next(iter(load(task.calibration).values()))),
         "waited_s": round(waited_s),
@@ -151,7 +151,12 @@ def _ours(task: Task, given: argparse.Namespace) -> dict[str, Any]:
     folder, kept = _folder(task, ours.NAME, again=ours.NAME in given.again)
     if kept is None:
         outcome, chosen = ours.build(
-            task.file, task.given, folder, options=task.model.options, limit_s=_LIMIT_S
+            task.file,
+            task.given,
+            folder,
+            options=task.model.options,
+            recipe=task.model.recipe,
+            limit_s=_LIMIT_S,
         )
         kept = _keep(folder, outcome, chosen)
     return _row(ours.NAME, ours.how(), "onnxruntime", folder / "model.onnx", kept)

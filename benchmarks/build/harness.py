@@ -140,7 +140,7 @@ def _open_onnxruntime(path: str) -> tuple[Run, dict[str, int]]:
 
 
 def _open_openvino(path: str) -> tuple[Run, dict[str, int]]:
-    import openvino  # type: ignore[import-not-found]
+    import openvino
 
     settings = {
         "INFERENCE_NUM_THREADS": 1,

@@ -27,9 +27,18 @@ def how() -> str:
 
 
 def build(
-    model: Path, samples: Path, folder: Path, *, options: tuple[str, ...], limit_s: float
+    model: Path,
+    samples: Path,
+    folder: Path,
+    *,
+    options: tuple[str, ...],
+    recipe: str,
+    limit_s: float,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Build in `folder`; leaves `model.onnx`, the artefact of the default variant.
+
+    Args:
+        recipe: in YAML; empty for none.
 
     Returns:
         How the command ended, and which variant and scheme it chose.
@@ -39,6 +48,10 @@ def build(
         *("--profile", f"generic-{platform.machine()}", "--data", str(samples)),
         *("--out", str(folder), "--json", *options),
     ]
+    if recipe:
+        file = folder / "recipe.yaml"
+        file.write_text(recipe, "utf-8")
+        command += ["--recipe", str(file)]
     # A build keeps trials; a figure of the second run would not be that of the first.
     variables = {"XDG_CACHE_HOME": str(folder / "cache")}
     outcome = run(command, folder=folder, variables=variables, limit_s=limit_s)

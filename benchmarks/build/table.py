@@ -71,7 +71,9 @@ def tools(report: Mapping[str, Any]) -> str:
 def _row(tool: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     name = tool["name"]
     if chosen := tool.get("chosen"):
-        name += f" ({chosen.get('scheme', chosen.get('name'))})"
+        unproven = tool.get("gate") == "not_enough_data"
+        doubt = "; its data prove nothing faster" if unproven else ""
+        name += f" ({chosen.get('scheme', chosen.get('name'))}{doubt})"
     cost = f"{tool['seconds']:.0f} ({tool['cpu_seconds']:.0f}) | {tool['peak_memory_mb']}"
     if tool["failure"]:
         reason = " ".join(tool["failure"].split()).replace("|", "\\|")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from click.testing import CliRunner
+from onnx import helper, numpy_helper
 from onnxruntime import quantization
 
 from edgekit.bundle import Bundle
 from edgekit.errors import DataError, ModelError
 from edgekit.recipe import PassSpec, Recipe
+from edgekit_converters.commands import build as build_command
+from edgekit_converters.normal.infer import infer
 from edgekit_converters.report import BundleReport
 from tests.converters.building import HERE, build_for, convnet, images, write_data, write_model
 from tests.converters.graph_models import Arrays, model, node, noise, operators
@@ -98,6 +102,96 @@ def test_a_pass_that_cannot_do_what_the_recipe_asks_is_listed(tmp_path: Path) ->
 
     assert [rejected.scheme for rejected in found.rejected] == ["static-int8"]
     assert found.gate.reasons == ("float only: every other scheme was rejected",)
+
+
+def test_half_precision_that_would_not_make_a_model_smaller_is_rejected_with_the_constant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    path = write_model(tmp_path, with_huge_weights())
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("passes: [{name: fp16}]\n")
+
+    words = [str(path), "--profile", "jetson", "--recipe", str(recipe), "--out", str(tmp_path)]
+    run = CliRunner().invoke(build_command, [*words, "--json"])
+
+    assert run.exit_code == 0, run.output
+    (found,) = json.loads(run.stdout)["bundles"]
+    assert {variant["scheme"] for variant in found["variants"]} == {"source"}
+    whys = [lost["reason"] for lost in found["rejected"] if lost["scheme"].startswith("fp16")]
+    assert any("'head' holds" in why and "which fp16 cannot" in why for why in whys)
+
+
+def with_huge_weights() -> onnx.ModelProto:
+    """The convnet with a head that is nearly all of its bytes, and beyond the range of fp16."""
+    changed = convnet()
+    (head,) = [each for each in changed.graph.initializer if each.name == "head"]
+    values = numpy_helper.to_array(head) * np.float32(1e7)
+    head.CopyFrom(numpy_helper.from_array(values, "head"))
+    return changed
+
+
+def test_a_model_that_symbolic_shape_inference_gives_up_on_is_quantised_rightly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As text models and PP-OCR do, it cuts rows from a table by a computed length."""
+    path = write_model(tmp_path, with_rows_cut_to_the_batch())
+    # Where it gives up, it leaves what it has in the current folder.
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Exception, match="Incomplete symbolic shape inference"):
+        quantization.shape_inference.quant_pre_process(str(path), str(tmp_path / "ready.onnx"))
+
+    found = build_for(HERE, path, tmp_path, data=write_data(tmp_path))
+
+    best = found.variants[0]
+    assert (best.name, best.evidence, best.proven) == ("int8", "executed", True)
+    assert best.agreement is not None
+    assert best.agreement >= 0.95
+    assert "QuantizeLinear" in operators(shipped(found, "int8"))
+
+
+def with_rows_cut_to_the_batch() -> onnx.ModelProto:
+    """The convnet, to whose scores the first rows of a table are added: min(512, N) of them."""
+    grown = convnet()
+    (product,) = [each for each in grown.graph.node if each.name == "matmul"]
+    product.output[0] = "plain"
+    grown.graph.node.extend(
+        [
+            helper.make_node("Shape", ["image"], ["shape"], "shape"),
+            helper.make_node("Gather", ["shape", "zero"], ["batch"], "batch"),
+            helper.make_node("Min", ["batch", "most"], ["length"], "length"),
+            helper.make_node("Unsqueeze", ["length", "begin"], ["end"], "end"),
+            helper.make_node("Slice", ["table", "begin", "end"], ["rows"], "rows"),
+            helper.make_node("Add", ["plain", "rows"], ["scores"], "add"),
+        ]
+    )
+    constants: Arrays = {
+        "zero": np.array(0, np.int64),
+        "begin": np.array([0], np.int64),
+        "most": np.array(512, np.int64),
+        "table": np.zeros((512, 10), np.float32),
+    }
+    grown.graph.initializer.extend(
+        numpy_helper.from_array(value, name) for name, value in constants.items()
+    )
+    return grown
+
+
+def test_shapes_that_cannot_be_inferred_are_said_in_a_note_and_the_model_is_kept() -> None:
+    """A node of another domain that the model does not import."""
+    strange = convnet()
+    (relu,) = [each for each in strange.graph.node if each.name == "relu2"]
+    relu.op_type, relu.domain = "Gelu", "com.microsoft"
+    before = [each.SerializeToString() for each in strange.graph.node]
+    notes: list[str] = []
+
+    infer(strange, notes)
+
+    (note,) = notes
+    assert note.startswith("shapes inside the model are not known: ")
+    assert "relu2" in note
+    assert [each.SerializeToString() for each in strange.graph.node] == before
 
 
 def sample_of(value: onnx.ValueInfoProto) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from cyclonedx.exception import MissingOptionalDependencyException
 from cyclonedx.model.bom import Bom
 from cyclonedx.schema import SchemaVersion
@@ -21,15 +22,18 @@ from hypothesis import strategies as st
 
 from edgekit.bundle import Bundle
 from edgekit.errors import RecipeError
+from edgekit.inspect import inspect
 from edgekit.manifest import Artifact
-from edgekit.recipe import Licences, Recipe
-from edgekit_converters import evidence
+from edgekit.recipe import Budget, Licences, Recipe
+from edgekit_converters import evidence, gate
 from edgekit_converters.data import Samples
 from edgekit_converters.evidence import bill, licences, statements
+from edgekit_converters.evidence.outcomes import judged
+from edgekit_converters.gate import Figures
 from edgekit_converters.rows import Rows, keep
 from tests.contract import samples as contract
 from tests.contract.test_model_signing import PYTHON, verify
-from tests.converters.building import HERE, KEY, build_for, write_data, write_model
+from tests.converters.building import HERE, KEY, build_for, images, write_data, write_model
 
 DATA = "d" * 64
 ARTIFACTS = {
@@ -331,6 +335,100 @@ def test_the_evidence_of_a_bundle_speaks_of_its_artefacts(two_builds: tuple[Path
     assert {
         subject["name"]: subject["digest"]["sha256"] for subject in provenance["subject"]
     } == artifacts
+
+
+def test_what_the_gate_found_lies_in_the_bundle_and_names_its_artefacts(
+    two_builds: tuple[Path, Path],
+) -> None:
+    with Bundle.open(two_builds[0]) as opened:
+        entries = opened.manifest.entries
+        found = json.loads(opened.read(evidence.TEST_RESULT))
+        saved = json.loads(opened.read("reports/report.json"))
+
+    assert found["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"
+    assert {material["name"]: material["digest"]["sha256"] for material in found["subject"]} == {
+        name: entry.sha256 for name, entry in entries.items() if name.startswith("artifacts/")
+    }
+    assert evidence.TEST_RESULT not in entries
+    predicate = found["predicate"]
+    assert saved["gate"]["outcome"] == "passed"
+    assert predicate["result"] == "PASSED"
+    assert predicate["failedTests"] == predicate["warnedTests"] == []
+    assert set(predicate["passedTests"]) == {
+        "int8: answers are numbers",
+        "int8: speed-up",
+        "int8: agreement",
+        "int8: accuracy drop",
+        "float: answers are numbers",
+    }
+
+
+def test_what_too_little_data_cannot_show_is_a_warned_test(tmp_path: Path) -> None:
+    pictures, labels = images()
+    few = write_data(tmp_path, image=pictures[:48], labels=labels[:48])
+
+    found = build_for(HERE, write_model(tmp_path), tmp_path, data=few)
+
+    assert found.gate.outcome == "not_enough_data"
+    assert found.path is not None
+    with Bundle.open(found.path) as opened:
+        predicate = json.loads(opened.read(evidence.TEST_RESULT))["predicate"]
+    assert predicate["result"] == "WARNED"
+    assert "int8: agreement" in predicate["warnedTests"]
+    assert "int8: speed-up" in predicate["passedTests"]
+
+
+parts = st.none() | st.floats(0, 1)
+
+
+@given(
+    figures=st.builds(
+        Figures,
+        size_bytes=st.integers(0, 10**7),
+        finite=st.booleans(),
+        samples=st.integers(0, 200),
+        agreement=parts,
+        agreement_low=parts,
+        drop=parts,
+        drop_high=parts,
+        speedup=st.none() | st.floats(0.5, 2),
+        latency_ms=st.none() | st.floats(0, 10),
+        memory_mb=st.none() | st.floats(0, 10),
+    ),
+    budget=st.builds(
+        Budget,
+        max_size_mb=st.none() | st.floats(1, 9),
+        max_latency_ms=st.none() | st.floats(1, 9),
+        max_memory_mb=st.none() | st.floats(1, 9),
+    ),
+    is_float=st.booleans(),
+)
+def test_the_tests_of_an_artefact_say_together_what_the_gate_says(
+    figures: Figures, budget: Budget, is_float: bool
+) -> None:
+    verdict = gate.judge(figures, budget, is_float=is_float)
+
+    results = [result for _, result in judged(figures, budget, is_float=is_float)]
+
+    assert ("failed" in results) is verdict.refused
+    if not verdict.refused:
+        assert ("warned" in results) is not verdict.proven
+
+
+def test_inspect_tells_what_the_gate_found(two_builds: tuple[Path, Path]) -> None:
+    done = CliRunner().invoke(inspect, [str(two_builds[0])])
+
+    assert done.exit_code == 0, done.output
+    lines = [line.split(maxsplit=1) for line in done.output.splitlines()]
+    assert ["gate", "passed: 5 passed"] in lines
+    assert [text for title, text in lines if title == "evidence"] == [
+        evidence.SBOM,
+        evidence.PROVENANCE,
+        evidence.TEST_RESULT,
+    ]
+
+    told = json.loads(CliRunner().invoke(inspect, [str(two_builds[0]), "--json"]).output)
+    assert told["gate"]["predicate"]["result"] == "PASSED"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edgekit.recipe import Budget
 from edgekit_converters.gate import Figures
-from edgekit_converters.prospects import headroom, outlook, provable
+from edgekit_converters.prospects import doubt, headroom, outlook, provable
 
 BUDGET = Budget(min_agreement=0.95)
 
@@ -68,7 +68,7 @@ def test_a_generous_budget_is_not_provable_on_fewer_samples_than_the_gate_takes(
 def test_without_samples_there_is_no_headroom_and_no_reason() -> None:
     unknown = figures(agreement=None, drop=None)
 
-    assert outlook(unknown, BUDGET, groups=0, later=0) == ((), None)
+    assert outlook(unknown, BUDGET, groups=0, later=0) == ((), None, 0.0)
 
 
 @given(agreement=shares, drop=st.floats(-1, 1), least=shares, most=shares)
@@ -83,3 +83,22 @@ def test_headroom_is_below_0_exactly_where_accuracy_is_refused(
 
     assert room is not None
     assert (room < 0) is (agreement < least or drop > most)
+
+
+@given(agreement=shares, agreement_low=shares, drop=shares, drop_high=shares)
+def test_a_doubt_is_what_lies_between_what_was_seen_and_its_bound(
+    agreement: float, agreement_low: float, drop: float, drop_high: float
+) -> None:
+    assume(agreement_low <= agreement)
+    assume(drop <= drop_high)
+    open_ = figures(agreement=agreement, low=agreement_low, drop=drop, high=drop_high)
+    sure = figures(agreement=agreement, low=agreement, drop=drop, high=drop)
+
+    assert doubt(open_, BUDGET) >= 0
+    assert doubt(sure, BUDGET) == 0
+    assert outlook(open_, BUDGET, groups=40, later=1000).doubt == doubt(open_, BUDGET)
+
+
+def test_without_a_bound_there_is_no_doubt_to_trade_with() -> None:
+    assert doubt(figures(agreement=0.97, drop=0.01), BUDGET) == 0
+    assert doubt(figures(agreement=None, drop=None), BUDGET) == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import xml.etree.ElementTree as ET
 import zipfile
 from html import unescape
@@ -14,16 +16,19 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit import recipe as recipe_
 from edgekit.recipe import Budget, PassSpec, Recipe
+from edgekit.signing import new_pair
 from edgekit_converters import page, plots, source
 from edgekit_converters.axes import Axis
 from edgekit_converters.blocks import Block
 from edgekit_converters.cache import Cache
+from edgekit_converters.commands import build as build_command
 from edgekit_converters.metrics.changes import ClassChange
 from edgekit_converters.passes import PASSES, Scheme
 from edgekit_converters.passes.edits import kept_label
@@ -67,7 +72,7 @@ class Checker(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         for name, value in attrs:
-            local = value is None or value.startswith(("#", "data:image/jpeg;base64,"))
+            local = value is None or value.startswith(("#", "data:image/"))
             if name in ("src", "href", "srcset") and not local:
                 self.outside.append(f"{tag} {name}={value}")
         if tag in ("script", "link", "iframe", "object"):
@@ -201,6 +206,48 @@ def test_a_recipe_on_the_page_makes_the_same_artefact_without_a_search(
 
     assert [entry.scheme for entry in again.tried] == [first.scheme]
     assert artefact_of(again, first.name) == artefact_of(built, first.name)
+
+
+def test_the_command_on_a_page_can_be_pasted_and_gives_the_same_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "my models").mkdir()
+    write_model(tmp_path / "my models")
+    write_data(tmp_path)
+    key, _ = new_pair(tmp_path / "keys")
+    (tmp_path / "float.yaml").write_text("passes: []\n")
+    words = ["my models/digits.onnx", "--data", "data.npz", "--recipe", "float.yaml"]
+    words += ["--profile", HERE, "--input", "image=?x1x8x8", "--version", "1.2.3"]
+
+    first = run_build(*words, "--key", str(key), "--out", "one")
+    (shown,) = re.findall(r"<pre>(edgekit build .*?)</pre>", page_of(first), flags=re.DOTALL)
+    typed = shlex.split(unescape(shown).replace("\\\n", " "))
+    assert sorted(typed[2:]) == sorted(words)
+
+    again = run_build(*typed[2:], "--key", str(key), "--out", "two")
+    assert again["digest"] == first["digest"]
+
+
+def run_build(*words: str) -> dict[str, Any]:
+    run = CliRunner().invoke(build_command, [*words, "--json"])
+    assert run.exit_code == 0, run.output
+    (found,) = json.loads(run.stdout)["bundles"]
+    return dict(found)
+
+
+def page_of(found: dict[str, Any]) -> str:
+    return Path(found["report"]).read_text()
+
+
+def test_a_build_that_a_program_started_is_told_without_paths(built: BundleReport) -> None:
+    (shown,) = re.findall(
+        r"<pre>(edgekit build .*?)</pre>", html_of(built).decode(), flags=re.DOTALL
+    )
+
+    assert "--data SAMPLES" in shown
+    assert f"--profile {HERE}" in shown
 
 
 @given(

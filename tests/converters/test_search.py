@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from edgekit_converters.blocks import Block
 from edgekit_converters.passes import PASSES, Scheme, Step
 from edgekit_converters.search import (
+    ALIKE,
+    CLEARLY_SMALLER,
     KEEP,
     NEAR_TIE,
     Space,
@@ -201,7 +203,9 @@ trials = st.builds(
         lambda n: Scheme(steps=(Step(name="x", label=f"x/{n}", options={}),))
     ),
     headroom=st.floats(0, 1),
+    doubt=st.floats(0, 1),
     cost=costs,
+    size_bytes=st.integers(1, 100) | st.integers(50, 60),
     reasons=st.sampled_from([(), (), ("refused",)]),
 )
 histories = st.lists(trials, max_size=8, unique_by=lambda trial: trial.scheme.name)
@@ -219,6 +223,71 @@ def test_what_is_chosen_was_accepted_and_nothing_accepted_is_clearly_faster(
     else:
         assert history[position].accepted
         assert (history[position].cost or 0.0) <= min(accepted) * (1 + NEAR_TIE)
+
+
+def near_ties(history: list[Trial]) -> list[Trial]:
+    """What is accepted and nearly as fast as the fastest of it."""
+    accepted = [trial for trial in history if trial.accepted]
+    fastest = min((trial.cost or 0.0 for trial in accepted), default=0.0)
+    return [trial for trial in accepted if (trial.cost or 0.0) <= fastest * (1 + NEAR_TIE)]
+
+
+@given(histories)
+def test_for_a_smaller_file_no_more_is_given_up_than_the_data_leave_open(
+    history: list[Trial],
+) -> None:
+    position = choose(history)
+    if position is None:
+        return
+
+    found = history[position]
+    closest = max(trial.headroom or 0.0 for trial in near_ties(history))
+    assert closest - (found.headroom or 0.0) <= min(found.doubt, ALIKE) + 1e-3
+
+
+@given(histories)
+def test_nothing_as_fast_and_surely_as_close_is_clearly_smaller_than_the_choice(
+    history: list[Trial],
+) -> None:
+    position = choose(history)
+    if position is None:
+        return
+
+    found = history[position]
+    best = [t for t in near_ties(history) if (t.headroom or 0.0) >= (found.headroom or 0.0)]
+    assert all(t.size_bytes >= found.size_bytes * (1 - CLEARLY_SMALLER) for t in best)
+
+
+@given(histories)
+def test_where_nothing_is_left_open_the_closest_is_chosen_whatever_its_size(
+    history: list[Trial],
+) -> None:
+    sure = [msgspec.structs.replace(trial, doubt=0.0) for trial in history]
+    position = choose(sure)
+    if position is None:
+        return
+
+    closest = max(trial.headroom or 0.0 for trial in near_ties(sure))
+    assert (sure[position].headroom or 0.0) >= closest - 1e-3
+
+
+def test_a_third_of_the_file_is_worth_a_difference_that_the_data_do_not_tell() -> None:
+    """A text transformer: with its table of embeddings in 8 bits, and with the table in float."""
+    table_in_float = Trial(
+        scheme=Scheme(steps=(PER_PRODUCT,)), headroom=0.97, doubt=0.6, cost=0.492, size_bytes=53
+    )
+    everything = msgspec.structs.replace(
+        table_in_float,
+        scheme=Scheme(steps=(DYNAMIC.step({"operators": ("MatMul", "Gemm", "Gather")}),)),
+        headroom=0.958,
+        cost=0.477,
+        size_bytes=17,
+    )
+
+    assert choose([table_in_float, everything]) == 1
+    assert choose([table_in_float, msgspec.structs.replace(everything, size_bytes=41)]) == 0
+    assert choose([table_in_float, msgspec.structs.replace(everything, headroom=0.8)]) == 0
+    assert choose([table_in_float, msgspec.structs.replace(everything, doubt=0.0)]) == 0
 
 
 @given(histories, st.randoms(use_true_random=False))

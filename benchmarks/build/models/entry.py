@@ -18,7 +18,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     `fetch` and `samples` take the cache folder and return the path of an ONNX file and of a `.npz`
     with one array per input and `groups`; samples of one group come from one source. Both give the
     same bytes whenever they run. `options` are what `edgekit build` is told beside model, board
-    and data.
+    and data, `recipe` is the content of the recipe that it gets, in YAML; none where it is empty.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     fetch: Callable[[Path], Path]
     samples: Callable[[Path], Path]
     options: tuple[str, ...] = ()
+    recipe: str = ""
 
 
 def copied(source: Path, cache: Path, name: str) -> Path:

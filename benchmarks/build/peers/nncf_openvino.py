@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import nncf  # type: ignore[import-not-found]
 import onnx
-import openvino  # type: ignore[import-not-found]
+import openvino
 
 from benchmarks.build.peers.script import arguments, calibration
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import openvino  # type: ignore[import-not-found]
+import openvino
 
 from benchmarks.build.peers.script import arguments
 

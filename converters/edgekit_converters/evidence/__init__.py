@@ -1,8 +1,9 @@
 """Evidence: what a bundle was made of and with, in the forms that other tools read.
 
-`bill` writes `sbom.cdx.json`, `statements` write `provenance.json` and the gate's test result. This
-module holds what they share and what the rest of a build needs to know of its inputs: the versions
-of the tools, and the identity of the data. Nothing here carries a time, a path or a machine.
+`bill` writes `sbom.cdx.json`, `statements` write `provenance.json` and `reports/gate.json`, the
+gate's test result, whose tests are `outcomes`. This module holds what they share and what the rest
+of a build needs to know of its inputs: the versions of the tools, and the identity of the data.
+Nothing here carries a time, a path or a machine.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgekit.structs import Strict
 from edgekit_converters.metrics.classification import Classes
 from edgekit_converters.metrics.scoring import Case, ClassTally, rows_of
+from edgekit_converters.metrics.seen import SeenBoxes, SeenMask, seen
 from edgekit_converters.metrics.views import is_class_labels
 from edgekit_converters.statistics import (
     Extent,
@@ -76,13 +77,19 @@ class ClassChange(Strict, frozen=True, kw_only=True):
 
 
 class Worst(Strict, frozen=True, kw_only=True):
-    """A sample on which the artefact is furthest from the source; `position` in evaluation."""
+    """A sample on which the artefact is furthest from the source; `position` in evaluation.
+
+    Attributes:
+        boxes, mask: what both models see there, of a detector or a segmenter.
+    """
 
     position: int
     error: float
     float_answer: int | None
     answer: int | None
     label: int | None
+    boxes: SeenBoxes | None = None
+    mask: SeenMask | None = None
 
 
 def flips_of(
@@ -136,21 +143,25 @@ def class_changes(
 
 
 def worst_of(
-    error: Floats, labels: NDArray[Any] | None, found: tuple[Classes, Classes] | None
+    error: Floats, case: Case, found: tuple[Classes, Classes] | None, unlike: Floats | None
 ) -> tuple[Worst, ...]:
+    """The samples whose answers changed most, by what the answer is for before by its numbers."""
     # A changed answer is worse than any difference in scores.
     changed = np.zeros(len(error), bool) if found is None else found[0] != found[1]
-    order = np.lexsort((-error, ~changed))[:_WORST]
-    known = labels if labels is not None and is_class_labels(labels) else None
+    further = np.zeros(len(error)) if unlike is None else unlike
+    order = np.lexsort((-error, -further, ~changed))[:_WORST].tolist()
+    known = case.labels if case.labels is not None and is_class_labels(case.labels) else None
     return tuple(
         Worst(
-            position=int(i),
+            position=i,
             error=float(error[i]),
             float_answer=None if found is None else int(found[0][i]),
             answer=None if found is None else int(found[1][i]),
             label=None if known is None else int(known[i]),
+            boxes=sight if isinstance(sight, SeenBoxes) else None,
+            mask=sight if isinstance(sight, SeenMask) else None,
         )
-        for i in order
+        for i, sight in zip(order, seen(case, order), strict=True)
     )
 
 

@@ -12,7 +12,7 @@ score of .25; its partner may have half of that, so that a box near the threshol
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,9 @@ from edgekit_converters.statistics import Floats
 
 _STEPS = 100
 _ROUNDING = 1e-9
-_SURE = 0.25
+SURE = 0.25
+"""The score from which a box counts where two models are compared."""
+
 _HALF = (0.5,)
 _COCO = tuple(np.linspace(0.5, 0.95, 10).tolist())
 # A draw sorts every box anew; the quantiles of this many are steady enough for an interval.
@@ -83,16 +85,23 @@ def precisions(
     return {label: _of_class(label, truths, found, overlaps) for label in classes}
 
 
+def partners(before: Boxes, after: Boxes) -> NDArray[np.bool_]:
+    """Which boxes [k, l] of two models are one: one of them sure, and the other nearly so."""
+    pairs = ious(before.corners, after.corners) >= _HALF[0]
+    pairs &= before.classes[:, np.newaxis] == after.classes[np.newaxis]
+    own, other = before.scores[:, np.newaxis], after.scores[np.newaxis]
+    near: NDArray[np.bool_] = (np.minimum(own, other) >= SURE / 2) & (
+        np.maximum(own, other) >= SURE
+    )
+    return pairs & near
+
+
 def agreement(before: Boxes, after: Boxes) -> float:
     """The share of sure boxes of either model with a partner in the other; 1 without boxes."""
-    partners = ious(before.corners, after.corners) >= _HALF[0]
-    partners &= before.classes[:, np.newaxis] == after.classes[np.newaxis]
-    matched = total = 0
-    for boxes, others, pairs in ((before, after, partners), (after, before, partners.T)):
-        near = pairs[:, others.scores >= _SURE / 2][boxes.scores >= _SURE]
-        matched += int(near.any(axis=1).sum())
-        total += len(near)
-    return matched / total if total else 1.0
+    pairs = partners(before, after)
+    sure = [pairs[before.scores >= SURE], pairs.T[after.scores >= SURE]]
+    total = sum(map(len, sure))
+    return sum(int(rows.any(axis=1).sum()) for rows in sure) / total if total else 1.0
 
 
 def _score(case: Case, overlaps: tuple[float, ...]) -> Scored:
@@ -108,10 +117,11 @@ def _score(case: Case, overlaps: tuple[float, ...]) -> Scored:
             f"metric {case.name}: the labels of {len(truths)} evaluation samples hold no box",
             hint="a class below 0 is padding; give samples with boxes",
         )
-    before = precisions(truths, read(case.view, case.source), overlaps)
-    after = precisions(truths, read(case.view, case.artefact), overlaps)
+    own, found = read(case.view, case.source), read(case.view, case.artefact)
+    before, after = precisions(truths, own, overlaps), precisions(truths, found, overlaps)
     return Scored(
         reference="labels",
+        unlike=_unlike(own, found),
         source=MeanPrecision(tuple(before.values())),
         artefact=MeanPrecision(tuple(after.values())),
         classes={
@@ -122,8 +132,13 @@ def _score(case: Case, overlaps: tuple[float, ...]) -> Scored:
 
 
 def _score_agreement(case: Case) -> Scored:
-    pairs = zip(read(case.view, case.source), read(case.view, case.artefact), strict=True)
-    return of_samples("float", np.array([agreement(a, b) for a, b in pairs]))
+    unlike = _unlike(read(case.view, case.source), read(case.view, case.artefact))
+    return replace(of_samples("float", 1 - unlike), unlike=unlike)
+
+
+def _unlike(own: list[Boxes], found: list[Boxes]) -> Floats:
+    """The share of sure boxes without a partner, by picture."""
+    return np.array([1 - agreement(a, b) for a, b in zip(own, found, strict=True)])
 
 
 def _of_class(

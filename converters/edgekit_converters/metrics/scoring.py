@@ -71,6 +71,8 @@ class Scored:
         reference: what both models were compared with: labels, the float source, or nothing but
             the user's function.
         scores: of the artefact by sample, [n], where the metric has such.
+        unlike: how far the artefact's answer to each sample is from the source's, 0 to 1, [n],
+            where numbers of the outputs do not say it: boxes and masks.
         classes: figures by class, where the metric has such.
     """
 
@@ -78,6 +80,7 @@ class Scored:
     source: Tally
     artefact: Tally
     scores: Floats | None = None
+    unlike: Floats | None = None
     classes: Mapping[int, ClassTally] = field(default_factory=dict)
 
 

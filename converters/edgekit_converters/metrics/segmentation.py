@@ -35,18 +35,21 @@ def overlaps(truth: Mask, mask: Mask, classes: int) -> tuple[Floats, Floats]:
 
 def _score(case: Case) -> Scored:
     before, after = case.source[case.view.output], case.artefact[case.view.output]
-    read = _reader(case.view, before)
+    read = reader(case.view, before)
     labels = case.labels if _is_masks(case.labels) else None
     if labels is not None:
         _check(case, labels, read(before[0]).shape)
     classes = _class_count(case, labels)
+    changed = np.zeros(case.samples)
     # Both, either: of the artefact, then of the source; and what the truth holds.
     found = np.zeros((5, case.samples, classes))
     # Masks are made one by one, as scores are many times larger.
     for i in range(case.samples):
         own = read(before[i])
         truth = own if labels is None else labels[i].astype(np.int64)
-        found[0:2, i] = overlaps(truth, read(after[i]), classes)
+        mask = read(after[i])
+        changed[i] = (mask != own).mean()
+        found[0:2, i] = overlaps(truth, mask, classes)
         found[2:4, i] = overlaps(truth, own, classes)
         found[4, i] = np.bincount(truth[truth >= 0], minlength=classes)
     part, whole, own_part, own_whole, truths = found
@@ -54,6 +57,7 @@ def _score(case: Case) -> Scored:
         reference="float" if labels is None else "labels",
         source=MeanRatio(own_part, own_whole),
         artefact=MeanRatio(part, whole),
+        unlike=changed,
         classes={
             label: ClassTally(
                 which=np.flatnonzero(truths[:, label]),
@@ -65,7 +69,7 @@ def _score(case: Case) -> Scored:
     )
 
 
-def _reader(view: View, source: NDArray[Any]) -> Reader:
+def reader(view: View, source: NDArray[Any]) -> Reader:
     """From one sample's output to its mask; a threshold is that of the float source."""
     if view.axis == 0:
         return lambda sample: sample.reshape(_picture(sample.shape)).astype(np.int64)

@@ -14,6 +14,7 @@ from edgekit_converters.report import BundleReport, Details, VariantReport
 from edgekit_converters.sections import Section, is_float
 from edgekit_converters.sections.markup import block, facts, fold, listed
 from edgekit_converters.sections.numbers import count
+from edgekit_converters.typed import Typed, shape_text
 from edgekit_converters.workshop import Workshop
 
 _DIGESTS = {
@@ -28,9 +29,10 @@ _DIGESTS = {
 def again(found: BundleReport, details: Details, workshop: Workshop) -> Section:
     """The command, what went into it by digest, and recipes to copy."""
     recipe = workshop.recipe
-    parts = [block(_command(found, workshop))]
+    typed = details.command or _typed(found, workshop)
+    parts = [block(_command(typed))]
     if recipe != Recipe():
-        parts.append(fold("recipe.yaml, as this build was given it", block(as_yaml(recipe))))
+        parts.append(fold("The recipe of this build, as a file", block(as_yaml(recipe))))
     for variant in found.variants:
         if not is_float(variant):
             title = f"Recipe of {variant.name} alone, without a search"
@@ -80,18 +82,23 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
-def _command(found: BundleReport, workshop: Workshop) -> str:
-    source = workshop.source.path.name
-    parts = [f"edgekit build {shlex.quote(source)}", f"--profile {found.profile}"]
-    if found.data.origin == "given":
-        parts.append("--data SAMPLES")
-    if workshop.recipe != Recipe():
-        parts.append("--recipe recipe.yaml")
-    for name, shape in workshop.shapes.items():
-        sizes = "x".join("?" if size == -1 else str(size) for size in shape)
-        parts.append(f"--input {shlex.quote(f'{name}={sizes}')}")
-    parts += [f"--name {found.name}", f"--version {found.version}"]
-    return " \\\n  ".join(parts)
+def _command(typed: Typed) -> str:
+    first, *rest = typed
+    return " \\\n  ".join(shlex.join(piece) for piece in (("edgekit", "build", *first), *rest))
+
+
+def _typed(found: BundleReport, workshop: Workshop) -> Typed:
+    """The command for a build that a program started; it cannot name the samples and the recipe."""
+    given = [("--data", "SAMPLES")] if found.data.origin == "given" else []
+    given += [("--recipe", "recipe.yaml")] if workshop.recipe != Recipe() else []
+    given += [("--input", f"{name}={shape_text(s)}") for name, s in workshop.shapes.items()]
+    return (
+        (workshop.source.path.name,),
+        ("--profile", found.profile),
+        *given,
+        ("--name", found.name),
+        ("--version", found.version),
+    )
 
 
 def _facts(found: BundleReport, details: Details) -> Iterable[tuple[str, str]]:

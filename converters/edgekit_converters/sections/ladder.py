@@ -53,7 +53,7 @@ def ladder(found: BundleReport, details: Details, workshop: Workshop) -> Section
 
 
 def _row(variant: VariantReport) -> tuple[str, ...]:
-    latency, metric = variant.latency_ms, variant.metric
+    metric = variant.metric
     name = f"<b>{escape(variant.name)}</b>"
     if not (variant.proven or is_float(variant)):
         name += ' <span class="tag open">unproven</span>'
@@ -61,7 +61,7 @@ def _row(variant: VariantReport) -> tuple[str, ...]:
     return (
         f"{name}<br><small>{escape(where)}</small>",
         escape(variant.precision),
-        known(f"{latency.p50:.2f} / {milliseconds(latency.p99)}" if latency else NOT_MEASURED),
+        _latency(variant),
         known(times(variant.speedup)),
         known(share(variant.agreement)),
         known(f"{metric_name(metric.name)} {score(metric.value)}" if metric else NOT_MEASURED),
@@ -70,6 +70,16 @@ def _row(variant: VariantReport) -> tuple[str, ...]:
         megabytes(variant.size_bytes),
         f"{variant.memory_mb} MB",
     )
+
+
+def _latency(variant: VariantReport) -> str:
+    latency = variant.latency_ms
+    if latency is not None:
+        return known(f"{latency.p50:.2f} / {milliseconds(latency.p99)}")
+    if variant.estimated_ms is None:
+        return known(NOT_MEASURED)
+    told = escape(milliseconds(variant.estimated_ms))
+    return f"{told}<br><small>by the tool's own estimate</small>"
 
 
 def _latencies(found: BundleReport, details: Details) -> Iterable[str]:

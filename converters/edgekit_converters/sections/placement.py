@@ -44,10 +44,13 @@ def _where(variant: VariantReport, detail: VariantDetail) -> Sequence[str]:
     else:
         fallback = escape(", ".join(known.fallback_ops) or "none")
     on = f"{escape(variant.accelerator)}<br><small>{escape(providers)}</small>"
+    engine = escape(variant.engine)
+    if variant.rerun_in is not None:
+        engine += f"<br><small>also run in {escape(variant.rerun_in)}</small>"
     in_int8 = int8_share(detail.operators)
     return (
         f"<b>{escape(variant.name)}</b>",
-        escape(variant.engine),
+        engine,
         on,
         absent() if known.accelerator_macs is None else share(known.accelerator_macs),
         fallback,
