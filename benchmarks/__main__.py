@@ -18,6 +18,7 @@ from typing import Any
 
 SCRIPTS = (
     "build.lite0",
+    "targets.eight",
     "serving.footprint",
     "serving.cpu_per_request",
     "device.daemon",

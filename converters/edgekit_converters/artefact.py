@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx
 
 from edgekit.manifest import Needs
@@ -16,9 +17,13 @@ from edgekit_converters.inspect import operators, peak_activation_bytes
 from edgekit_converters.measure import Timing, speedup
 from edgekit_converters.normalise import opset_of
 from edgekit_converters.passes import Scheme
+from edgekit_converters.pinned import Rerun
 from edgekit_converters.source import TfliteSource
+from edgekit_converters.targets import Product
 from edgekit_converters.targets.litert import operator_counts
 from edgekit_converters.workshop import Arrays
+
+_READABLE = frozenset({".onnx", ".tflite"})
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Made:
 
     Attributes:
         scheme: how it was made.
+        product: the files that compiling gave, and what the tools said of them.
         options: what the board opens it with.
         evidence: what running it here proves about the board.
         golden: its answers to the golden samples on this machine.
@@ -38,11 +44,12 @@ class Made:
         timing, float_timing: of this artefact and of its float parent, taken side by side; None
             where it did not run on the machine it is for.
         verdict: what the gate says.
+        rerun: what the board's version of the engine did with it.
     """
 
     scheme: Scheme
     precision: str
-    path: Path
+    product: Product
     engine: EngineSpec
     evidence: Evidence
     options: dict[str, Any]
@@ -56,6 +63,17 @@ class Made:
     timing: Timing | None = None
     float_timing: Timing | None = None
     verdict: Verdict = field(default_factory=Verdict)
+    rerun: Rerun = field(default_factory=Rerun)
+
+    @property
+    def path(self) -> Path:
+        """The file that ships."""
+        return self.product.path
+
+    @property
+    def graph(self) -> Path:
+        """The file whose operators say most of what the artefact computes."""
+        return _graph(self.product) or self.product.path
 
     @property
     def speedup(self) -> float | None:
@@ -100,20 +118,28 @@ def figures(
     )
 
 
-def graph_facts(path: Path) -> tuple[Needs, dict[str, int]]:
-    """What a board must offer the file, and its operators."""
+def graph_facts(product: Product) -> tuple[Needs, dict[str, int]]:
+    """What a board must offer an artefact, and the operators of the graph that it was made from."""
+    path = product.path
+    graph = _graph(product)
     weights_bytes = 2 * path.stat().st_size
-    if path.suffix != ".onnx":
-        counts = operator_counts(TfliteSource(path, ""))
+    if graph is None:
+        return Needs(memory_mb=_megabytes(weights_bytes)), {}
+    if graph.suffix != ".onnx":
+        counts = operator_counts(TfliteSource(graph, ""))
         return Needs(memory_mb=_megabytes(weights_bytes)), counts
-    model = onnx.load_model(path)
+    model = onnx.load_model(graph)
     peak_bytes = peak_activation_bytes(model) or 0
-    needs = Needs(
-        memory_mb=_megabytes(weights_bytes + peak_bytes),
-        onnx_ir=model.ir_version,
-        opset=opset_of(model),
-    )
+    needs = Needs(memory_mb=_megabytes(weights_bytes + peak_bytes))
+    if graph == path:
+        needs = msgspec.structs.replace(needs, onnx_ir=model.ir_version, opset=opset_of(model))
     return needs, operators(model)
+
+
+def _graph(product: Product) -> Path | None:
+    if product.stand_in is not None:
+        return product.stand_in
+    return product.path if product.path.suffix in _READABLE else None
 
 
 def _megabytes(size_bytes: int) -> int:

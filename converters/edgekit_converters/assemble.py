@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from edgekit import bundle, manifest, storage, tensors
 from edgekit.manifest import Golden, Manifest, Model, Pipeline, Variant
-from edgekit.profile import Placement
-from edgekit_converters import evidence, golden, page, report, train
+from edgekit_converters import evidence, golden, page, placement, report, train
 from edgekit_converters.artefact import Made
 from edgekit_converters.evaluate import scale_of
 from edgekit_converters.evidence import bill, statements
+from edgekit_converters.evidence.outcomes import RESULTS, outcomes
 from edgekit_converters.report import BundleReport
 from edgekit_converters.summary import Findings, details, summarise
+from edgekit_converters.targets import target_for
+from edgekit_converters.toolchains.pins import chains_for, versions
 from edgekit_converters.workshop import Workshop
 
 Entries = dict[str, bytes | Path]
@@ -61,6 +63,7 @@ def _write(
                 report.REPORT_JSON: report.encode(found, tools=content.tools),
                 report.REPORT_HTML: html,
                 report.MEASUREMENTS: report.encode_details(raw),
+                evidence.TEST_RESULT: _test_result(workshop, findings, content, entries),
             },
             key=findings.order.key,
         )
@@ -111,6 +114,20 @@ def _evidence(workshop: Workshop, content: Manifest, files: Entries) -> Entries:
     }
 
 
+def _test_result(
+    workshop: Workshop, findings: Findings, content: Manifest, entries: Entries
+) -> bytes:
+    """What the gate found of what ships; it rests on measurements, so it lies with the reports."""
+    files = {variant.artifact: entries[variant.artifact] for variant in content.variants}
+    return statements.test_result(
+        content,
+        {name: bundle.describe(entry) for name, entry in files.items()},
+        recipe=workshop.recipe,
+        result=RESULTS[findings.gate.outcome],
+        tests=outcomes(findings.variants, workshop.recipe.budget),
+    )
+
+
 def _manifest(workshop: Workshop, findings: Findings, artifacts: Mapping[str, str]) -> Manifest:
     scale = scale_of(workshop.reference("golden"))
     return Manifest(
@@ -130,17 +147,34 @@ def _manifest(workshop: Workshop, findings: Findings, artifacts: Mapping[str, st
                 precision=made.precision,
                 options=made.options,
                 needs=made.needs,
-                placement=_placement(made, findings),
+                placement=placement.contract(
+                    made.product.placement, placement.floor_of(findings.profile, made.engine)
+                ),
                 golden=_tolerances(name, made, scale=scale),
             )
             for name, made in findings.variants.items()
         ),
-        tools=workshop.tools,
+        tools=_tools(workshop, findings),
+        not_reproducible=tuple(sorted({artifacts[name] for name in _varying(findings)})),
     )
 
 
-def _placement(made: Made, findings: Findings) -> Placement:
-    return Placement() if made.engine.accelerator == "cpu" else findings.profile.placement
+def _tools(workshop: Workshop, findings: Findings) -> dict[str, str]:
+    """Versions of what had a hand in what ships, by distribution name."""
+    targets = {target_for(made.engine) for made in findings.variants.values()}
+    form = workshop.source.format
+    chains = sorted(
+        {name for target in targets if target for name in chains_for(target.toolchains, form)}
+    )
+    return {**versions(chains), **workshop.tools} if chains else workshop.tools
+
+
+def _varying(findings: Findings) -> Iterator[str]:
+    """Variants whose tools write another file each time."""
+    for name, made in findings.variants.items():
+        target = target_for(made.engine)
+        if target is not None and not target.reproducible:
+            yield name
 
 
 def _tolerances(name: str, made: Made, *, scale: float) -> Golden:

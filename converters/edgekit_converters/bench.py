@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from edgekit.profile import DeviceProfile, EngineSpec
-from edgekit_converters import accounts, finals, gate, offers, prospects, search
+from edgekit_converters import accounts, finals, gate, offers, placement, prospects, search
 from edgekit_converters.artefact import Made, figures
 from edgekit_converters.findings import Record
 from edgekit_converters.measure import Measurer, Timing, speedup
@@ -29,6 +29,7 @@ from edgekit_converters.workshop import Workshop
 Say = Callable[[str], None]
 End = Literal["done", "trials", "time"]
 SOURCE = Scheme().name
+FLOATS = frozenset({"fp32", "fp16", "bf16"})
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Line:
     """What was made for one engine.
 
     Attributes:
-        parent: the artefact that no pass changed; None where the engine cannot take the source.
+        parent: the artefact that nothing has quantised; None where the engine computes in integers
+            only, or cannot take the source.
+        engine: what something was made for; None where nothing was.
         rungs: what may ship beside it, fastest first: all proven, or one that is not.
         tried: every scheme that was made or attempted, in order.
         truncated: the time limit ended the search.
@@ -48,6 +51,7 @@ class Line:
     rejected: tuple[Rejected, ...] = ()
     truncated: bool = False
     notes: tuple[str, ...] = ()
+    engine: EngineSpec | None = None
 
 
 class Bench:
@@ -86,24 +90,27 @@ class Bench:
 
     def line(self) -> Line:
         """Everything that can be made for this engine."""
-        self._say(f"{self._profile.name}: running the source in {self._engine.name}")
-        parent = self._record(Proposal(scheme=Scheme()))
-        if parent.failure is not None:
-            return Line(None, rejected=(self._refused(SOURCE, parent.failure),))
+        if problems := self._not_covered():
+            return Line(None, rejected=(self._refused(SOURCE, "; ".join(problems)),))
+        if self._takes_source:
+            self._say(f"{self._profile.name}: running the source in {self._engine.name}")
+            parent = self._record(Proposal(scheme=Scheme()))
+            if parent.failure is not None:
+                return Line(None, rejected=(self._refused(SOURCE, parent.failure),))
         limits = self._workshop.recipe.search
         space, refused = offers.space_of(
-            self._workshop, self._engine, style=self._target.style, timed=self._is_timed
+            self._workshop, self._engine, target=self._target, timed=self._is_timed
         )
         history, ended = self._explore(space)
         placed = finals.settle(
             history,
             most=max(limits.variants - 1, 1),
-            behind_float=lambda: limits.variants > 1 and not self._float().verdict.refused,
+            has_room=self._has_room,
             retime=self._time,
             judged=self._made,
         )
-        source = self._float()
-        if source.verdict.refused:
+        source = self._float() if self._takes_source else None
+        if source is not None and source.verdict.refused:
             refused += (self._refused(SOURCE, "; ".join(source.verdict.reasons)),)
         tried = tuple(
             accounts.tried(
@@ -120,15 +127,33 @@ class Bench:
             (*refused, *accounts.rejected(tried)),
             truncated=ended == "time",
             notes=tuple(self._notes(source, ended, trials=len(history))),
+            engine=self._engine,
         )
+
+    def _not_covered(self) -> tuple[str, ...]:
+        """Why nothing can be made for the engine, read off the graph in seconds."""
+        if self._workshop.source.format != "onnx":
+            return ()
+        model = self._workshop.normal(self._engine).model
+        found = self._target.coverage(model, self._engine)
+        floor = placement.floor_of(self._profile, self._engine)
+        return placement.coverage_problems(found, floor, self._engine)
+
+    def _has_room(self) -> bool:
+        """Whether an artefact that the data cannot prove may ship: never as the only one where
+        there is a float model to stand before it."""
+        if not self._takes_source:
+            return True
+        return self._workshop.recipe.search.variants > 1 and not self._float().verdict.refused
 
     def _explore(self, space: Space) -> tuple[list[Trial], End]:
         """Make one scheme after the other until nothing more is worth it, or a limit is reached."""
         limits = self._workshop.recipe.search
+        most = min(limits.trials, self._target.max_trials or limits.trials)
         started_s = self._now()
         history: list[Trial] = []
         while (proposal := search.propose(space, history)) is not None:
-            if len(history) >= limits.trials:
+            if len(history) >= most:
                 return history, "trials"
             if self._now() - started_s > limits.limit_s:
                 return history, "time"
@@ -166,6 +191,8 @@ class Bench:
             scheme=scheme,
             headroom=outlook.headroom,
             noise=noise,
+            doubt=outlook.doubt,
+            size_bytes=record.size_bytes,
             cost=None if proposal.probe else self._cost(scheme, record, speed),
             probe=proposal.probe,
             reasons=(*record.problems, *outlook.reasons),
@@ -189,15 +216,15 @@ class Bench:
         self._say(f"{self._profile.name}: proving {scheme.name}")
         proof, golden = self._trials.prove(scheme)
         record = self._records[scheme.name]
-        path = self._trials.path(scheme)
+        product = self._trials.product(scheme)
         own, parent = self._timings.get(scheme.name if scheme.steps else FLOAT, (None, None))
         made = Made(
             scheme=scheme,
-            precision=scheme.precision or self._target.source_precision(self._engine, path),
-            path=path,
+            precision=scheme.precision or self._target.source_precision(self._engine, product.path),
+            product=product,
             engine=self._engine,
             evidence=self._evidence,
-            options=self._target.options(self._engine),
+            options={**self._target.options(self._engine), **product.options},
             golden=golden,
             needs=record.needs,
             operators=record.operators,
@@ -210,11 +237,10 @@ class Bench:
         )
         budget = self._workshop.recipe.budget
         verdict = gate.judge(made.figures, budget, is_float=not scheme.steps)
+        rerun = self._trials.rerun(scheme)
+        reasons = (*record.problems, *verdict.reasons, *([rerun.problem] if rerun.problem else []))
         # Others with problems were refused by the search.
-        return replace(
-            made,
-            verdict=msgspec.structs.replace(verdict, reasons=(*record.problems, *verdict.reasons)),
-        )
+        return replace(made, rerun=rerun, verdict=msgspec.structs.replace(verdict, reasons=reasons))
 
     def _record(self, proposal: Proposal) -> Record:
         record = self._trials.record(proposal.scheme, probe=proposal.probe)
@@ -228,16 +254,18 @@ class Bench:
             return 1 / speed
         order = self._engine.precisions
         place = order.index(scheme.precision) if scheme.precision in order else len(order)
-        share = record.size_bytes / max(self._records[SOURCE].size_bytes, 1)
+        source = self._records.get(SOURCE)
+        whole_bytes = source.size_bytes if source else self._workshop.source.path.stat().st_size
+        share = record.size_bytes / max(whole_bytes, 1)
         return (1 + place + min(share, 1.0)) / (2 + len(order))
 
-    def _notes(self, source: Made, ended: End, *, trials: int) -> Iterator[str]:
+    def _notes(self, source: Made | None, ended: End, *, trials: int) -> Iterator[str]:
         name = self._engine.name
         if ended == "time":
             yield f"{name}: the time limit ended the search"
         elif ended == "trials":
             yield f"{name}: the search ended after {trials} trials, with more to try"
-        agreement = source.evaluation.agreement if source.evaluation else None
+        agreement = source.evaluation.agreement if source and source.evaluation else None
         if agreement is not None and agreement < self._workshop.recipe.budget.min_agreement:
             yield (
                 f"{name}: float itself gives the source's answer on {agreement:.3f} of the samples:"
@@ -246,6 +274,12 @@ class Bench:
 
     def _refused(self, scheme: str, reason: str) -> Rejected:
         return Rejected(scheme=scheme, reason=reason, engine=self._engine.name)
+
+    @property
+    def _takes_source(self) -> bool:
+        """Whether the engine computes what nothing has quantised; some are for integers only."""
+        source = self._workshop.source
+        return source.format != "onnx" or bool(FLOATS & set(self._engine.precisions))
 
     @property
     def _is_timed(self) -> bool:

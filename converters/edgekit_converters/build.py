@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from edgekit.errors import BuildError
+from edgekit.errors import BuildError, UsageError
 from edgekit.profile import DeviceProfile, EngineSpec
 from edgekit_converters import gate
 from edgekit_converters.artefact import Made
@@ -21,12 +21,19 @@ from edgekit_converters.measure import Measurer
 from edgekit_converters.report import BundleReport, Rejected
 from edgekit_converters.search import KEEP
 from edgekit_converters.summary import Findings, Order
-from edgekit_converters.targets import target_for
+from edgekit_converters.targets import Format, target_for
+from edgekit_converters.toolchains.pins import not_installed
 from edgekit_converters.workshop import Workshop
 
 
 def build(
-    workshop: Workshop, profile: DeviceProfile, order: Order, *, measurer: Measurer, say: Say
+    workshop: Workshop,
+    profile: DeviceProfile,
+    order: Order,
+    *,
+    measurer: Measurer,
+    say: Say,
+    engines: Sequence[str] = (),
 ) -> BundleReport:
     """Build for one profile and write the bundle and its report below `order.out`.
 
@@ -35,6 +42,7 @@ def build(
         order: what the bundle is called, who signs it and where it goes.
         measurer: takes the time of artefacts.
         say: is told each step.
+        engines: names of those to build for; empty for the preferred one of each accelerator.
 
     Returns:
         What was found. Where the gate refuses, `path` is None and nothing was written.
@@ -44,9 +52,7 @@ def build(
         StorageError: the bundle could not be written; nothing of it is left.
     """
     started_s = time.monotonic()
-    lines = [
-        _line(workshop, profile, engine, measurer=measurer, say=say) for engine in profile.engines
-    ]
+    lines = _lines(workshop, profile, wanted=engines, measurer=measurer, say=say)
     _require_any(workshop, profile, lines)
     outcome = _outcome(workshop, lines)
     findings = Findings(
@@ -86,27 +92,68 @@ def variants(lines: Sequence[Line], *, most: int) -> dict[str, Made]:
     return named
 
 
-def _line(
+def _lines(
     workshop: Workshop,
     profile: DeviceProfile,
-    engine: EngineSpec,
     *,
+    wanted: Sequence[str],
     measurer: Measurer,
     say: Say,
-) -> Line:
-    target = target_for(engine)
-    if target is not None and target.format == workshop.source.format:
+) -> list[Line]:
+    """What is made for each engine that a build is for, and why nothing is for others."""
+    form = workshop.source.format
+    hindrances = {i: _hindrance(e, form) for i, e in enumerate(profile.engines)}
+    usable = [i for i, hindrance in hindrances.items() if hindrance is None]
+    lines = []
+    for i in chosen(profile, wanted=wanted, usable=usable):
+        engine, hindrance = profile.engines[i], hindrances[i]
+        target = target_for(engine)
+        if target is None or hindrance is not None:
+            reason = f"{engine.name} on the {engine.accelerator}: {hindrance}"
+            rejected = Rejected(scheme=SOURCE, reason=reason, engine=engine.name)
+            lines.append(Line(None, rejected=(rejected,)))
+            continue
         bench = Bench(workshop, profile, engine, target=target, measurer=measurer, say=say)
-        return bench.line()
-    if engine.accelerator == "cpu":
-        return Line(None)
-    takes = "nothing that edgekit makes" if target is None else f"a .{target.format} source"
-    reason = f"{engine.name} on the {engine.accelerator} takes {takes}"
-    return Line(None, rejected=(Rejected(scheme=SOURCE, reason=reason, engine=engine.name),))
+        lines.append(bench.line())
+    return lines
+
+
+def _hindrance(engine: EngineSpec, form: Format) -> str | None:
+    """Why nothing can be made for an engine of a source of this format; None where it can."""
+    target = target_for(engine)
+    if target is None:
+        return "nothing makes artefacts for it"
+    if target.format != form and not (form == "onnx" and target.toolchains):
+        return f"it takes a .{target.format} source"
+    return not_installed(target.toolchains) if form == "onnx" else None
+
+
+def chosen(profile: DeviceProfile, *, wanted: Sequence[str], usable: Sequence[int]) -> list[int]:
+    """Positions of the engines that a build is for, as the profile orders them.
+
+    Those of a wanted name; without one the first usable of each accelerator, and where none is
+    usable the first, which says why.
+
+    Raises:
+        UsageError: the board has no engine of a wanted name.
+    """
+    names = [engine.name for engine in profile.engines]
+    for name in wanted:
+        if name not in names:
+            raise UsageError(
+                f"profile {profile.name} has no engine {name!r}",
+                hint=f"it has {', '.join(dict.fromkeys(names))}",
+            )
+    if wanted:
+        return [i for i, name in enumerate(names) if name in wanted]
+    first: dict[str, int] = {}
+    for i in (*usable, *range(len(names))):
+        first.setdefault(profile.engines[i].accelerator, i)
+    return sorted(first.values())
 
 
 def _require_any(workshop: Workshop, profile: DeviceProfile, lines: Sequence[Line]) -> None:
-    if any(line.parent for line in lines):
+    if any(line.parent or line.tried for line in lines):
         return
     engines = ", ".join(f"{engine.name} ({engine.accelerator})" for engine in profile.engines)
     reasons = "".join(f"; {rejected.reason}" for line in lines for rejected in line.rejected)
@@ -121,12 +168,13 @@ def _outcome(workshop: Workshop, lines: Sequence[Line]) -> Gate:
     floats: dict[str, Verdict] = {}
     best: dict[str, Verdict] = {}
     rest: dict[str, Verdict] = {}
-    made_for = [(line, line.parent) for line in lines if line.parent is not None]
-    for line, parent in made_for:
-        engine = parent.engine
+    made_for = [line for line in lines if line.engine is not None]
+    for line in made_for:
+        assert line.engine is not None
         # The same scheme for two engines has two verdicts.
-        where = "" if len(made_for) == 1 else f" on the {engine.accelerator}"
-        floats[f"float on {engine.name}{where}"] = parent.verdict
+        where = "" if len(made_for) == 1 else f" on the {line.engine.accelerator}"
+        if line.parent is not None:
+            floats[f"float on {line.engine.name}{where}"] = line.parent.verdict
         best |= {f"{made.scheme.name}{where}": made.verdict for made in line.rungs}
         rest |= {
             f"{tried.scheme}{where}": Verdict(reasons=tried.reasons)

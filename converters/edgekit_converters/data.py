@@ -148,9 +148,12 @@ def split(samples: Samples, rule: Split) -> Parts:
 
 def bounded(samples: Samples, most: int) -> Samples:
     """At most `most` samples, evenly spread."""
-    if samples.count <= most:
-        return samples
-    return samples.take(np.linspace(0, samples.count - 1, most).round().astype(np.intp))
+    return samples if samples.count <= most else samples.take(spread(samples.count, most))
+
+
+def spread(count: int, most: int) -> NDArray[np.intp]:
+    """Positions of `most` of `count` samples, evenly spread."""
+    return np.linspace(0, count - 1, most).round().astype(np.intp)
 
 
 def synthetic(inputs: Sequence[TensorSpec], rule: Split) -> Parts:

@@ -175,7 +175,7 @@ def evaluate(
         outputs=spreads(reference, outputs),
         classes=class_changes(by_label, samples.groups, resampling),
         confidences=confidences_of(case),
-        worst=worst_of(error, samples.labels, found),
+        worst=worst_of(error, case, found, scored.unlike),
     )
 
 

@@ -43,7 +43,7 @@ def settle(
     history: Sequence[Trial],
     *,
     most: int,
-    behind_float: Callable[[], bool],
+    has_room: Callable[[], bool],
     retime: Callable[[Sequence[Scheme]], dict[str, tuple[Timing, Timing]]],
     judged: Callable[[Scheme], Made],
 ) -> Placed:
@@ -52,7 +52,7 @@ def settle(
     Args:
         history: what the search made.
         most: rungs beside float.
-        behind_float: whether float ships and has room behind it for one that is not proven; asked
+        has_room: whether one that is not proven may ship, behind float where there is one; asked
             when everything was timed.
         retime: times schemes side by side with float, and gives by name of each scheme timed so
             far its own timing and float's beside it; nothing where this is not the machine they
@@ -81,7 +81,7 @@ def settle(
                 unproven.append((i, trials[i], one))
             trials[i] = _taken_out(trials[i], one)
         again = [trials[i].scheme for i in search.ladder(trials, most=most)]
-    if not unproven or not behind_float():
+    if not unproven or not has_room():
         return Placed(tuple(trials), ())
     position, trial, one = unproven[0]
     trials[position] = trial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from edgekit.manifest import Needs
 from edgekit.structs import Strict
 from edgekit_converters.evaluate import Evaluation
 from edgekit_converters.measure import Timing
+from edgekit_converters.pinned import Rerun
+from edgekit_converters.targets import Product
 from edgekit_converters.workshop import Arrays
 
 
@@ -85,6 +88,33 @@ def read_proof(entry: Path) -> tuple[Proof, Arrays]:
     return msgspec.json.decode((entry / "proof").read_bytes(), type=Proof), golden
 
 
+def read_rerun(entry: Path) -> Rerun:
+    """What a rerun showed, from its entry in the cache."""
+    return msgspec.json.decode((entry / "rerun").read_bytes(), type=Rerun)
+
+
 def read_timings(entry: Path) -> dict[str, Timing]:
     """Timings by name from their entry in the cache."""
     return msgspec.json.decode((entry / "timings").read_bytes(), type=dict[str, Timing])
+
+
+def product_files(product: Product) -> dict[str, bytes | Path]:
+    """The files of an entry in the cache that `read_product` makes a product of again."""
+    files: dict[str, bytes | Path] = {
+        "product": msgspec.json.encode(product, enc_hook=str),
+        "artefact": product.path,
+    }
+    return files if product.stand_in is None else {**files, "stand-in": product.stand_in}
+
+
+def read_product(entry: Path, stem: Path) -> Product:
+    """A product from its entry in the cache, its files copied beside `stem`."""
+    raw = (entry / "product").read_bytes()
+    kept = msgspec.json.decode(raw, type=Product, dec_hook=lambda kind, text: kind(text))
+    path = stem.with_name(f"{stem.name}{kept.path.suffix}")
+    shutil.copyfile(entry / "artefact", path)
+    stand_in = None
+    if kept.stand_in is not None:
+        stand_in = stem.with_name(f"{stem.name}-stand-in{kept.stand_in.suffix}")
+        shutil.copyfile(entry / "stand-in", stand_in)
+    return msgspec.structs.replace(kept, path=path, stand_in=stand_in)

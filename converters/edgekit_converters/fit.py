@@ -14,8 +14,9 @@ import onnx
 
 from edgekit import profile as profiles_
 from edgekit.errors import BuildError
-from edgekit.profile import DeviceProfile, EngineSpec
+from edgekit.profile import DeviceProfile, EngineSpec, Placement
 from edgekit.structs import Strict
+from edgekit_converters import placement
 from edgekit_converters.inspect import ModelFacts, facts_of
 from edgekit_converters.normal.graphs import graphs_in
 from edgekit_converters.normalise import Constants, Shapes, normalise
@@ -23,6 +24,7 @@ from edgekit_converters.source import OnnxSource, Source, read
 from edgekit_converters.targets import Target, litert, target_for
 from edgekit_converters.targets.onnxruntime_cpu import precision_of
 from edgekit_converters.targets.tensorrt import graph_lint
+from edgekit_converters.toolchains.pins import chains_for
 
 Answer = Literal["yes", "no", "unknown"]
 
@@ -115,7 +117,13 @@ def fit(
 ) -> ProfileFit:
     """Whether the source, of which these are the facts, fits a board."""
     engines = tuple(
-        _engine_fit(source, engine, shapes=shapes, constants=constants)
+        _engine_fit(
+            source,
+            engine,
+            asked=placement.floor_of(profile, engine),
+            shapes=shapes,
+            constants=constants,
+        )
         for engine in profile.engines
     )
     taker = next((found for found in engines if not found.problems), None)
@@ -172,18 +180,27 @@ def _memory_mb(facts: ModelFacts, taker: EngineFit) -> int | None:
 
 
 def _engine_fit(
-    source: Source, engine: EngineSpec, *, shapes: Shapes, constants: Constants
+    source: Source,
+    engine: EngineSpec,
+    *,
+    asked: Placement,
+    shapes: Shapes,
+    constants: Constants,
 ) -> EngineFit:
     target = target_for(engine)
     if target is None:
         problems: tuple[str, ...] = ("no target makes artefacts for it",)
-    elif target.format != source.format:
+    elif target.format != source.format and not (source.format == "onnx" and target.toolchains):
         problems = (f"it takes {target.format} models, this is {source.format}",)
     elif isinstance(source, OnnxSource):
-        problems = _onnx_problems(source, engine, target, shapes=shapes, constants=constants)
+        problems = _onnx_problems(
+            source, engine, target, asked=asked, shapes=shapes, constants=constants
+        )
     else:
         made_of = litert.precision_of(source.path)
-        problems = target.lint(source.path, engine) or _precision_problems(made_of, engine)
+        problems = _precision_problems(made_of, engine)
+        if not chains_for(target.toolchains, source.format):
+            problems = target.lint(source.path, engine) or problems
     return EngineFit(engine=engine.name, accelerator=engine.accelerator, problems=problems)
 
 
@@ -192,6 +209,7 @@ def _onnx_problems(
     engine: EngineSpec,
     target: Target,
     *,
+    asked: Placement,
     shapes: Shapes,
     constants: Constants,
 ) -> tuple[str, ...]:
@@ -207,6 +225,9 @@ def _onnx_problems(
     except BuildError as e:
         return (e.message,)
     foreign = _foreign_operators(model)
+    if target.toolchains:
+        found = target.coverage(model, engine)
+        return (*foreign, *placement.coverage_problems(found, asked, engine))
     if target.style == "tensorrt":
         return (*foreign, *graph_lint(model))
     return (*foreign, *_precision_problems(precision_of(model), engine))

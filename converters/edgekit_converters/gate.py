@@ -118,11 +118,12 @@ def conclude(
 
     - `passed`: an artefact is proven, or nothing but float was asked for or could be tried, or all
       else was refused and float ships.
-    - `not_enough_data`: float ships, and others would, had there been data to prove one of them.
-    - `refused`: float breaks a limit, and no other artefact is proven.
+    - `not_enough_data`: others would be proven, had there been the data; float ships before them
+      where an engine computes in float.
+    - `refused`: float breaks a limit, or no engine computes in it, and nothing else may ship.
 
     Args:
-        floats: verdict on the float artefact of each engine, by name.
+        floats: verdict on the float artefact of each engine that computes in float, by name.
         others: verdicts on everything else that was made or tried, by name, best first. What
             could not be made at all counts with the reason for that.
         asked: something other than float was asked for.
@@ -134,7 +135,10 @@ def conclude(
         return Gate(outcome="passed", reasons=_first(left_out))
     unproven = {name: verdict for name, verdict in others.items() if not verdict.refused}
     missing = [f"{name}: {text}" for name, v in unproven.items() for text in v.unproven]
-    if no_float:
+    if not floats and not unproven:
+        whys = [f"{name}: {text}" for name, v in others.items() for text in v.reasons]
+        return Gate(outcome="refused", reasons=_first(whys))
+    if floats and no_float:
         return Gate(outcome="refused", reasons=(*_first(refusals), *_first(missing)))
     if unproven:
         return Gate(outcome="not_enough_data", reasons=_first(missing))

@@ -77,10 +77,20 @@ def tolerances(
         return Golden(reference_atol=reference_atol)
     return Golden(
         outputs=outputs,
-        atol=round_up(max(_ROUNDING_MARGIN * (rounding or 0.0), floor_)),
+        atol=round_up(own_atol(rounding, scale=scale)),
         rtol=_FLOAT_RTOL if rounding is None else _INT8_RTOL,
         reference_atol=reference_atol,
     )
+
+
+def own_atol(rounding: float | None, *, scale: float) -> float:
+    """How far a right run of a variant may be from another one of the same file.
+
+    Args:
+        rounding: of a quantised variant, from `rounding_of`; None for a float variant.
+        scale: root mean square of the source's answers.
+    """
+    return max(_ROUNDING_MARGIN * (rounding or 0.0), _FLOAT_SHARE * scale)
 
 
 def rounding_of(answers: Outputs, second_opinion: Outputs) -> float:

@@ -10,28 +10,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
+import onnx
+
 from edgekit.profile import EngineSpec
 from edgekit.recipe import PassSpec
 from edgekit_converters.blocks import blocks_of
 from edgekit_converters.cache import key_of
-from edgekit_converters.passes import PASSES, Kind, Step, Style
+from edgekit_converters.passes import PASSES, Kind, Step
 from edgekit_converters.prospects import LEAST_GROUPS
 from edgekit_converters.report import Rejected
 from edgekit_converters.search import Space
 from edgekit_converters.source import TfliteSource
+from edgekit_converters.targets import TARGETS, Target
 from edgekit_converters.workshop import Workshop
 
 # Options that change the answers of a step and hardly its speed.
-_RANGES = frozenset({"calibrator", "percentile", "per_channel"})
+_RANGES = frozenset({"algorithm", "calibrator", "percentile", "per_channel"})
 
 
 def space_of(
-    workshop: Workshop, engine: EngineSpec, *, style: Style, timed: bool
+    workshop: Workshop, engine: EngineSpec, *, target: Target, timed: bool
 ) -> tuple[Space, tuple[Rejected, ...]]:
     """What may be composed, and which passes of the recipe cannot be run.
 
     Args:
-        style: whose rules quantised graphs follow.
+        target: makes the artefacts; where it offers steps of its own, they take the place of the
+            passes that change the precision.
         timed: artefacts run on the machine they are for. Elsewhere nobody could say what a
             rewrite gains, and only the recipe can ask for one.
 
@@ -47,9 +51,14 @@ def space_of(
     refused: list[Rejected] = []
     prefix: list[Step] = []
     found: dict[Kind, list[tuple[Step, ...]]] = {kind: [] for kind in get_args(Kind)}
-    for spec in asked if asked is not None else _every_pass():
+    own, not_own = _own_families(asked, target, model=model, engine=engine)
+    found["precision"] += own
+    refused += not_own
+    for spec in _every_pass() if asked is None else [s for s in asked if s.name in PASSES]:
         tool = PASSES.get(spec.name)
-        offers = tool.offers(spec.options, model=model, engine=engine, style=style)
+        if own and tool.kind == "precision":
+            continue
+        offers = tool.offers(spec.options, model=model, engine=engine, style=target.style)
         if not offers and asked is not None:
             reason = f"nothing to do on this model, or not for {engine.name} here"
             refused.append(_refused(spec.name, reason, engine))
@@ -76,6 +85,28 @@ def space_of(
         blocks=blocks_of(model),
     )
     return space, tuple(refused)
+
+
+def _own_families(
+    asked: Sequence[PassSpec] | None, target: Target, *, model: onnx.ModelProto, engine: EngineSpec
+) -> tuple[list[tuple[Step, ...]], list[Rejected]]:
+    """What the target's own tools offer, and what a recipe asks of other targets or of nobody."""
+    if asked is None:
+        return families(target.offers({}, model=model, engine=engine)), []
+    found: list[tuple[Step, ...]] = []
+    refused: list[Rejected] = []
+    for spec in asked:
+        if spec.name in PASSES:
+            continue
+        # An unknown name is told as that of a pass: what targets offer is seldom asked for by name.
+        if spec.name not in TARGETS:
+            PASSES.get(spec.name)
+        is_own = TARGETS.get(spec.name) is target
+        offers = target.offers(spec.options, model=model, engine=engine) if is_own else ()
+        found += families(offers)
+        if not offers:
+            refused.append(_refused(spec.name, f"nothing to do for {engine.name} here", engine))
+    return found, refused
 
 
 def families(offers: Sequence[Step]) -> list[tuple[Step, ...]]:

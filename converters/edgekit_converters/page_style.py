@@ -72,6 +72,14 @@ gap:10px 28px}
 background:var(--shade)}
 .tile svg{background:var(--shade);border-radius:6px}
 .tile dl{margin-top:8px;gap:1px 10px}
+.seen{position:relative}
+.tile .sight{position:absolute;inset:0;width:100%;height:100%;max-width:none;background:none}
+.sight rect{fill:none;stroke-width:1.5;vector-effect:non-scaling-stroke}
+.sight .alone{stroke-width:3}
+.sight .float-box{stroke:#38bdf8}.sight .artefact-box{stroke:#fb923c;stroke-dasharray:5 3}
+.sight .edge{stroke:#000;stroke-width:3;opacity:.45}.sight .edge.alone{stroke-width:5}
+.sight .cells{image-rendering:pixelated}
+.key.flat{display:flex;flex-wrap:wrap;gap:2px 18px;margin:8px 0 0;font-size:13px}
 .numbers{font:12px/1.5 ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 .scroll{overflow-x:auto;margin-top:8px}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:14px}

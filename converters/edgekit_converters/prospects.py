@@ -30,10 +30,12 @@ class Outlook(NamedTuple):
     Attributes:
         reasons: why it is not taken; empty where it is.
         headroom: of `headroom`, below 0 exactly where accuracy is a reason.
+        doubt: of `doubt`.
     """
 
     reasons: tuple[str, ...]
     headroom: float | None
+    doubt: float
 
 
 def outlook(figures: Figures, budget: Budget, *, groups: int, later: int) -> Outlook:
@@ -46,13 +48,14 @@ def outlook(figures: Figures, budget: Budget, *, groups: int, later: int) -> Out
     Args:
         groups: of the samples that the figures come from.
     """
+    open_ = doubt(figures, budget)
     if not provable(budget, later=later) or groups < LEAST_GROUPS:
         verdict = gate.judge(figures, budget)
-        return Outlook(verdict.reasons, headroom(figures, budget, bounds=False))
+        return Outlook(verdict.reasons, headroom(figures, budget, bounds=False), open_)
     ahead = foreseen(figures, later=later)
     verdict = gate.judge(ahead, budget)
     doubts = tuple(f"the report could not prove it: {why}" for why in verdict.unproven)
-    return Outlook((*verdict.reasons, *doubts), headroom(ahead, budget, bounds=True))
+    return Outlook((*verdict.reasons, *doubts), headroom(ahead, budget, bounds=True), open_)
 
 
 def provable(budget: Budget, *, later: int) -> bool:
@@ -94,6 +97,17 @@ def headroom(figures: Figures, budget: Budget, *, bounds: bool) -> float | None:
         high = figures.drop_high if bounds else None
         rooms.append(_room(figures.drop if high is None else high, budget.accuracy_drop))
     return min(rooms)
+
+
+def doubt(figures: Figures, budget: Budget) -> float:
+    """How much less of the budget may be left than was seen, at one-sided 95 % confidence.
+
+    0 where accuracy was not judged, or the samples give no bound.
+    """
+    seen, sure = (headroom(figures, budget, bounds=bounds) for bounds in (False, True))
+    if seen is None or sure is None or not figures.finite:
+        return 0.0
+    return max(seen - sure, 0.0)
 
 
 def _room(loss: float, allowed: float) -> float:

@@ -18,6 +18,7 @@ from edgekit_converters.evaluate import Evaluation, Interval, Metric
 from edgekit_converters.gate import Gate
 from edgekit_converters.measure import Timing
 from edgekit_converters.passes import Step
+from edgekit_converters.typed import Typed
 
 REPORT_JSON = "reports/report.json"
 REPORT_HTML = "reports/report.html"
@@ -57,6 +58,9 @@ class VariantReport(Strict, frozen=True, kw_only=True):
         warnings: what a reader should know, though the budget does not forbid it.
         scheme: how it was made; `steps` as a recipe can repeat it.
         memory_mb: an estimate from sizes: weights twice, and peak activations.
+        estimated_ms: latency by the tool chain's own model of the hardware; None where it has none.
+        rerun_in: version of the engine, as the profile pins it, in which the golden samples were
+            answered too; None where the engine here has it, or where that was not tried.
     """
 
     name: str
@@ -80,6 +84,8 @@ class VariantReport(Strict, frozen=True, kw_only=True):
     steps: tuple[Step, ...]
     memory_mb: int
     warnings: tuple[str, ...] = ()
+    estimated_ms: float | None = None
+    rerun_in: str | None = None
 
 
 class Rejected(Strict, frozen=True, kw_only=True):
@@ -224,6 +230,7 @@ class Details(Strict, frozen=True, kw_only=True):
         studies: what leaving single blocks in float did, where the search asked.
         digests: sha256 of what went in, as `provenance.json` has them: source, data, profile,
             recipe, tool-lock.
+        command: what was typed after `edgekit build`, in pieces; empty where nothing was.
     """
 
     variants: tuple[VariantDetail, ...]
@@ -232,6 +239,7 @@ class Details(Strict, frozen=True, kw_only=True):
     tools: dict[str, str]
     studies: tuple[Study, ...] = ()
     digests: dict[str, str] = {}
+    command: Typed = ()
 
 
 def encode(report: BundleReport, **more: object) -> bytes:

@@ -19,13 +19,21 @@ from collections.abc import Iterator, Sequence
 
 from edgekit.structs import Strict
 from edgekit_converters.blocks import Block
-from edgekit_converters.passes import PASSES, Scheme, Step
+from edgekit_converters.passes import Scheme, Step
+from edgekit_converters.targets import step_of
 
 KEEP = "keep_float"
 """The option by which a pass leaves nodes in float."""
 
 NEAR_TIE = 0.05
 """Costs that differ by less than this share are equal: a machine does not tell them apart."""
+
+CLEARLY_SMALLER = 0.25
+"""The share of a file that another one must save to be taken for its size."""
+
+ALIKE = 0.1
+"""The most headroom that is given up for a smaller file, whatever the samples leave open: few
+samples leave much open, and that is no reason to spend the budget on a file's size."""
 
 _WORTH = 0.95
 # Below this headroom a model has lost its sense, and what one block more in float does to it says
@@ -40,8 +48,11 @@ class Trial(Strict, frozen=True, kw_only=True):
         headroom: 1 where every answer is the float model's, 0 at the budget, less below it; None
             where nothing could be evaluated.
         noise: power of the output's error over the output's own; finer than `headroom`.
+        doubt: how far the samples leave open what `headroom` is, in its unit; 0 where they do not
+            say.
         cost: time as a share of the float model's; where the board is not at hand, a rank in the
             same sense, from the profile's order of precisions and the work left in float.
+        size_bytes: of the file; 0 where none was made.
         probe: made to see what its blocks do, not to ship.
         reasons: why it may not ship; empty where it may.
     """
@@ -49,7 +60,9 @@ class Trial(Strict, frozen=True, kw_only=True):
     scheme: Scheme
     headroom: float | None = None
     noise: float | None = None
+    doubt: float = 0.0
     cost: float | None = None
+    size_bytes: int = 0
     probe: bool = False
     reasons: tuple[str, ...] = ()
 
@@ -103,14 +116,20 @@ def propose(space: Space, history: Sequence[Trial]) -> Proposal | None:
 def choose(trials: Sequence[Trial]) -> int | None:
     """The position of the trial to ship: of those nearly as fast as the fastest, the closest.
 
-    Then, in this fixed order, the one with fewest steps, and the first by name.
+    Those that the samples do not tell from it in accuracy are as good, and of them files that are
+    clearly larger than the smallest are left out. Then, in this fixed order, the closest, the one
+    with fewest steps, and the first by name.
     """
     accepted = [i for i, trial in enumerate(trials) if trial.accepted]
     if not accepted:
         return None
     fastest = min(_cost(trials[i]) for i in accepted)
     near = [i for i in accepted if _cost(trials[i]) <= fastest * (1 + NEAR_TIE)]
-    return min(near, key=lambda i: _order(trials[i]))
+    closest = min((trials[i] for i in near), key=_order)
+    alike = [i for i in near if _are_alike(trials[i], closest)]
+    smallest = min(trials[i].size_bytes for i in alike)
+    small = [i for i in alike if trials[i].size_bytes * (1 - CLEARLY_SMALLER) <= smallest]
+    return min(small, key=lambda i: _order(trials[i]))
 
 
 def ladder(trials: Sequence[Trial], *, most: int) -> tuple[int, ...]:
@@ -305,7 +324,7 @@ def _keeping(scheme: Scheme, blocks: Sequence[Block]) -> Scheme:
     """The scheme with these blocks left in float by its last step."""
     nodes = tuple(sorted({name for block in blocks for name in block.nodes}))
     last = scheme.steps[-1]
-    mixed = PASSES.get(last.name).step({**last.options, KEEP: nodes})
+    mixed = step_of(last.name, {**last.options, KEEP: nodes})
     return Scheme(steps=(*scheme.steps[:-1], mixed))
 
 
@@ -320,6 +339,13 @@ def _cost(trial: Trial) -> float:
 def _missing(trial: Trial) -> float:
     """How far from the float model, 0 for one that answers the same."""
     return 1.0 - (trial.headroom or 0.0)
+
+
+def _are_alike(one: Trial, other: Trial) -> bool:
+    """Whether the samples leave open which of two is closer to the float model, and it matters
+    little."""
+    gap = abs(_missing(one) - _missing(other))
+    return gap <= min(one.doubt, other.doubt, ALIKE)
 
 
 def _order(trial: Trial) -> tuple[float, int, str]:

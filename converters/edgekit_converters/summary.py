@@ -19,18 +19,25 @@ from edgekit_converters.measure import speedup_quartiles
 from edgekit_converters.reach import out_of_reach
 from edgekit_converters.report import BundleReport, Rejected, Tried, VariantReport
 from edgekit_converters.study import studies
+from edgekit_converters.targets import Found
+from edgekit_converters.typed import Typed
 from edgekit_converters.usage import operator_uses
 from edgekit_converters.workshop import Workshop
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a bundle is called, who signs it and where it goes."""
+    """What a bundle is called, who signs it and where it goes.
+
+    Attributes:
+        command: what was typed, for the report alone; empty where nothing was.
+    """
 
     name: str
     version: str
     key: SigningKey
     out: Path
+    command: Typed = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ def summarise(workshop: Workshop, findings: Findings, *, digest: str | None) -> 
     parts = workshop.parts
     notes = [*workshop.notes, *parts.notes, *findings.notes]
     for made in findings.variants.values():
+        notes += [*made.product.notes, *([made.rerun.note] if made.rerun.note else [])]
         if workshop.source.format == "onnx":
             normal = workshop.normal(made.engine)
             notes += [*normal.notes, *out_of_reach(normal.model)]
@@ -99,7 +107,7 @@ def details(workshop: Workshop, findings: Findings, tools: dict[str, str]) -> re
                 evaluation=made.evaluation,
                 timing=made.timing,
                 providers=tuple(provider.name for provider in made.engine.providers),
-                operators=operator_uses(made.path, made.operators),
+                operators=operator_uses(made.graph, made.operators),
             )
             for name, made in findings.variants.items()
         ),
@@ -108,6 +116,7 @@ def details(workshop: Workshop, findings: Findings, tools: dict[str, str]) -> re
         tools=tools,
         studies=tuple(_studies(workshop, findings)),
         digests=_digests(workshop, findings, tools),
+        command=findings.order.command,
     )
 
 
@@ -141,7 +150,7 @@ def _variant(name: str, made: Made) -> VariantReport:
     timing, found = made.timing, made.evaluation
     # What a stand-in computed is simulated at best, also where the artefact was only linted.
     arithmetic: Evidence = "executed" if made.evidence == "executed" else "simulated"
-    is_cpu = made.engine.accelerator == "cpu"
+    placed = _placed(made)
     quartiles = None
     if timing is not None and made.float_timing is not None:
         quartiles = speedup_quartiles(made.float_timing, timing)
@@ -158,9 +167,8 @@ def _variant(name: str, made: Made) -> VariantReport:
         agreement_ci95=found.agreement_ci95 if found else None,
         metric=found.metric if found else None,
         max_abs_error=made.largest_error,
-        # An engine on the CPU leaves nothing for another device to run.
         placement=report.PlacementReport(
-            accelerator_macs=1.0 if is_cpu else None, fallback_ops=() if is_cpu else None
+            accelerator_macs=placed.accelerator_macs, fallback_ops=placed.fallback_ops
         ),
         evidence=made.evidence,
         figure_evidence=report.FigureEvidence(
@@ -168,7 +176,7 @@ def _variant(name: str, made: Made) -> VariantReport:
             metric=arithmetic if found else None,
             max_abs_error=arithmetic,
             latency_ms="executed" if timing else None,
-            placement=made.evidence if is_cpu else None,
+            placement=None if placed.accelerator_macs is None else placed.evidence,
         ),
         proven=not made.verdict.unproven and found is not None,
         unproven=made.verdict.unproven,
@@ -176,4 +184,14 @@ def _variant(name: str, made: Made) -> VariantReport:
         steps=made.scheme.steps,
         memory_mb=made.needs.memory_mb,
         warnings=made.verdict.warnings,
+        estimated_ms=made.product.estimated_ms,
+        rerun_in=made.rerun.version,
     )
+
+
+def _placed(made: Made) -> Found:
+    """Where an artefact runs; an engine on the CPU leaves nothing for another device to run."""
+    if made.engine.accelerator == "cpu":
+        return Found(accelerator_macs=1.0, fallback_ops=(), evidence=made.evidence)
+    nowhere = Found(accelerator_macs=None, fallback_ops=None, evidence=made.evidence)
+    return made.product.placement or nowhere

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
@@ -23,13 +24,23 @@ _SHOWN_NUMBERS = 12
 _SHOWN_INPUTS = 3
 
 
-def sample_view(samples: Samples, position: int) -> str:
-    """One sample as markup: the first input that can be drawn, else the numbers of all."""
+def sample_view(
+    samples: Samples, position: int, *, over: Callable[[int, int], str] | None = None
+) -> str:
+    """One sample as markup: the first input that can be drawn, else the numbers of all.
+
+    Args:
+        over: from a picture's height and width to a drawing that lies upon it.
+    """
     inputs = {name: np.asarray(array[position]) for name, array in samples.arrays.items()}
     for name, array in inputs.items():
         pixels = as_pixels(array)
         if pixels is not None:
-            return f'<img alt="input {escape(name)}" src="{_data_uri(pixels)}">'
+            image = f'<img alt="input {escape(name)}" src="{_data_uri(pixels)}">'
+            if over is None:
+                return image
+            height, width = pixels.shape[:2]
+            return f'<div class="seen">{image}{over(height, width)}</div>'
     for name, array in inputs.items():
         rows = as_signal(array)
         if rows is not None:

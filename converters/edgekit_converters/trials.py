@@ -8,7 +8,6 @@ goes on where it was, and the next one of the same inputs has nothing to make.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,30 +15,35 @@ import msgspec
 import onnx
 
 from edgekit import tensors
-from edgekit.errors import BuildError, EngineError
+from edgekit.errors import BuildError, EngineError, ToolChainMissing
 from edgekit.profile import DeviceProfile, EngineSpec
-from edgekit_converters import metrics
+from edgekit_converters import metrics, pinned, placement
 from edgekit_converters.artefact import graph_facts
 from edgekit_converters.cache import key_of
-from edgekit_converters.evaluate import Evaluation, evaluate, max_abs_error
+from edgekit_converters.evaluate import Evaluation, evaluate, max_abs_error, scale_of
 from edgekit_converters.findings import (
     Proof,
     Record,
     failed,
     noise_of,
+    product_files,
+    read_product,
     read_proof,
     read_record,
+    read_rerun,
     read_timings,
 )
-from edgekit_converters.golden import rounding_of
+from edgekit_converters.golden import own_atol, rounding_of
 from edgekit_converters.measure import Measurer, Timing, joined
 from edgekit_converters.normalise import retied, serialise
 from edgekit_converters.passes import PASSES, Scheme, Step
+from edgekit_converters.pinned import Rerun
 from edgekit_converters.source import TfliteSource
-from edgekit_converters.targets import Target
+from edgekit_converters.targets import Job, Product, Target
+from edgekit_converters.toolchains.environments import lock_sha256, state
 from edgekit_converters.workshop import Arrays, Part, Workshop
 from edgekit_runtime.engines import ENGINES, Session
-from edgekit_runtime.engines.batches import iter_batches
+from edgekit_runtime.engines.batches import iter_batches, run_all
 
 FLOAT = "float"
 # Where a session's memory comes to lie moves its latency by several per cent, so each is opened
@@ -71,10 +75,28 @@ class Trials:
         self._measurer = measurer
         self._options_here = target.options_here(profile, engine)
         self._timed = target.evidence(profile, engine) == "executed"
-        self._facts = (workshop.identity, engine, self._options_here, self._timed)
+        self._facts = (
+            workshop.identity,
+            target.name,
+            workshop.locks(target),
+            engine,
+            profile.placement,
+            self._options_here,
+            self._timed,
+        )
         self._metric = metrics.identity(workshop.recipe.metric)
         self._prefix = f"{profile.name}-{profile.engines.index(engine)}"
-        self._paths: dict[str, Path] = {}
+        self._job = Job(
+            engine=engine,
+            profile=profile,
+            inputs=workshop.inputs,
+            outputs=workshop.outputs,
+            calibration=workshop.calibration,
+            folder=workshop.scratch,
+            shared=workshop.shared,
+        )
+        self._floor = placement.floor_of(profile, engine)
+        self._products: dict[str, Product] = {}
         self._proofs: dict[str, tuple[Proof, Arrays]] = {}
         self._models: dict[tuple[str, ...], onnx.ModelProto] = {}
 
@@ -88,9 +110,9 @@ class Trials:
         try:
             found = self._found(scheme, probe=probe)
             if not probe:
-                files["artefact"] = self.path(scheme)
-        except EngineError as e:
-            # It may have lacked memory; the next build asks again.
+                files |= product_files(self.product(scheme))
+        except (EngineError, ToolChainMissing) as e:
+            # It may have lacked memory or a tool; the next build asks again.
             return failed(e)
         except BuildError as e:
             found = failed(e)
@@ -98,20 +120,21 @@ class Trials:
                 # No pass refused but a tool, which may be installed by the next build.
                 return found
         finally:
-            if probe and scheme.name in self._paths:
+            if probe and scheme.name in self._products:
                 # Nobody asks for it again, and there are many.
-                self._paths.pop(scheme.name).unlink()
+                self._products.pop(scheme.name).path.unlink()
         files["record"] = msgspec.json.encode(found)
         self._workshop.cache.put("trial", key, files)
         return found
 
-    def path(self, scheme: Scheme) -> Path:
+    def product(self, scheme: Scheme) -> Product:
         """The artefact of a scheme, below `scratch`: what lies in the cache may be trimmed."""
-        known = self._paths.get(scheme.name)
+        known = self._products.get(scheme.name)
         if known is None:
             key = self._key(scheme, probe=False)
-            kept = self._workshop.cache.recall("trial", key, lambda at: self._copied(at, scheme))
-            known = self._paths[scheme.name] = kept or self._make(scheme)
+            stem = self._workshop.scratch / self._stem(scheme)
+            kept = self._workshop.cache.recall("trial", key, lambda at: read_product(at, stem))
+            known = self._products[scheme.name] = kept or self._make(scheme)
         return known
 
     def prove(self, scheme: Scheme) -> tuple[Proof, Arrays]:
@@ -126,6 +149,30 @@ class Trials:
             self._proofs[scheme.name] = known
         return self._proofs[scheme.name]
 
+    def rerun(self, scheme: Scheme) -> Rerun:
+        """Run a proven artefact once more in the version of the engine that the board has."""
+        chain = pinned.environment_for(self._engine, profile=self._job.profile)
+        if chain is None or state(chain).status != "ready":
+            return pinned.not_run(self._engine, chain)
+        key = key_of(self._facts, scheme, lock_sha256(chain))
+        known = self._workshop.cache.recall("rerun", key, read_rerun)
+        if known is None:
+            proof, golden = self.prove(scheme)
+            rounding = proof.rounding
+            if rounding is None and scheme.precision is not None:
+                rounding = rounding_of(golden, golden)
+            known = pinned.rerun(
+                self.product(scheme),
+                self._engine,
+                chain=chain,
+                inputs=self._workshop.parts.golden.in_memory(),
+                expected=golden,
+                tolerance=own_atol(rounding, scale=scale_of(self._workshop.reference("golden"))),
+                folder=self._workshop.scratch,
+            )
+            self._workshop.cache.put("rerun", key, {"rerun": msgspec.json.encode(known)})
+        return known
+
     def time(self, schemes: list[Scheme]) -> dict[str, Timing]:
         """Time schemes and the float parent side by side; by name of the scheme, and `FLOAT`.
 
@@ -137,21 +184,23 @@ class Trials:
         known = self._workshop.cache.recall("timing", key, read_timings)
         if known is not None:
             return known
-        files = {FLOAT: self.path(Scheme())}
-        files |= {scheme.name: self.path(scheme) for scheme in schemes if scheme.steps}
+        files = {FLOAT: self.product(Scheme())}
+        files |= {scheme.name: self.product(scheme) for scheme in schemes if scheme.steps}
         taken = [self._one_opening(files, quick=False) for _ in range(_OPENINGS)]
         found = {name: joined([timings[name] for timings in taken]) for name in files}
         self._workshop.cache.put("timing", key, {"timings": msgspec.json.encode(found)})
         return found
 
     def _found(self, scheme: Scheme, *, probe: bool) -> Record:
-        path = self.path(scheme)
-        needs, operators = graph_facts(path)
-        evaluation, noise = self._selected(path)
-        timings = {} if probe or not self._timed else self._quick_timings(scheme, path)
+        product = self.product(scheme)
+        needs, operators = graph_facts(product)
+        placed = placement.problems(product.placement, self._floor, self._engine)
+        problems = (*self._target.lint(product.path, self._engine), *placed)
+        evaluation, noise = self._selected(product)
+        timings = {} if probe or not self._timed else self._quick_timings(scheme, product)
         return Record(
-            problems=self._target.lint(path, self._engine),
-            size_bytes=path.stat().st_size,
+            problems=problems,
+            size_bytes=product.path.stat().st_size,
             needs=needs,
             operators=operators,
             selection=evaluation,
@@ -160,55 +209,63 @@ class Trials:
             float_timing=timings.get(FLOAT),
         )
 
-    def _selected(self, path: Path) -> tuple[Evaluation | None, float | None]:
-        samples = self._workshop.samples("selection")
-        if samples is None:
+    def _selected(self, product: Product) -> tuple[Evaluation | None, float | None]:
+        if self._workshop.samples("selection") is None:
             # Without data an artefact still has to open and answer.
-            self._answers(path, "golden")
+            self._answers(product, "golden")
             return None, None
-        reference = self._workshop.reference("selection")
-        answers = self._answers(path, "selection")
+        samples, reference = self._workshop.view("selection", most=self._target.max_samples)
+        answers = self._answers(product, "selection")
         metric = self._workshop.recipe.metric
         return evaluate(reference, answers, samples, metric=metric), noise_of(reference, answers)
 
     def _proof(self, scheme: Scheme) -> tuple[Proof, Arrays]:
-        path, workshop = self.path(scheme), self._workshop
-        golden = self._answers(path, "golden")
+        product, workshop = self.product(scheme), self._workshop
+        golden = self._answers(product, "golden")
         error = max_abs_error(workshop.reference("golden"), golden)
         found = None
-        samples = workshop.samples("evaluation")
-        if samples is not None:
-            answers = self._answers(path, "evaluation")
-            reference = workshop.reference("evaluation")
+        if workshop.samples("evaluation") is not None:
+            samples, reference = workshop.view("evaluation", most=self._target.max_samples)
+            answers = self._answers(product, "evaluation")
             found = evaluate(reference, answers, samples, metric=workshop.recipe.metric)
             error = max(error, found.max_abs_error)
         rounding = None
         if scheme.precision is not None and self._timed:
-            rounding = rounding_of(golden, workshop.second_opinion(path, engine=self._engine_here))
+            rounding = rounding_of(golden, self._second_opinion(product, golden))
         return Proof(evaluation=found, largest_error=error, rounding=rounding), golden
 
-    def _answers(self, path: Path, part: Part) -> Arrays:
-        session = ENGINES.get(self._engine_here).open(path, options=self._options_here)
+    def _second_opinion(self, product: Product, golden: Arrays) -> Arrays:
+        """The golden answers by the engine's plainest kernels; `golden` itself without such."""
+        options = {**self._options_here, **product.options, "reference_kernels": True}
         try:
-            return self._workshop.answers(session, part)
+            session = ENGINES.get(self._engine_here).open(product.path, options=options)
+        except EngineError:
+            return golden
+        try:
+            return run_all(session, self._workshop.parts.golden.arrays, max_batch=1)
         finally:
             session.close()
 
-    def _quick_timings(self, scheme: Scheme, path: Path) -> dict[str, Timing]:
-        files = {FLOAT: self.path(Scheme())}
+    def _answers(self, product: Product, part: Part) -> Arrays:
+        samples, _ = self._workshop.view(part, most=self._target.max_samples)
+        return self._target.answers(product, samples.arrays, self._job)
+
+    def _quick_timings(self, scheme: Scheme, product: Product) -> dict[str, Timing]:
+        files = {FLOAT: self.product(Scheme())}
         if scheme.steps:
-            files["candidate"] = path
+            files["candidate"] = product
         return self._one_opening(files, quick=True)
 
-    def _one_opening(self, files: Mapping[str, Path], *, quick: bool) -> dict[str, Timing]:
+    def _one_opening(self, files: Mapping[str, Product], *, quick: bool) -> dict[str, Timing]:
         """Time files side by side, at batch 1, with the first golden sample."""
         engine = ENGINES.get(self._engine_here)
         arrays = self._workshop.parts.golden.arrays
         inputs = next(iter_batches(self._workshop.inputs, arrays, size=1))
         sessions: dict[str, Session] = {}
         try:
-            for name, path in files.items():
-                sessions[name] = engine.open(path, options=self._options_here)
+            for name, product in files.items():
+                options = {**self._options_here, **product.options}
+                sessions[name] = engine.open(product.path, options=options)
             taken = self._measurer.measure(sessions, inputs, quick=quick)
         finally:
             for session in sessions.values():
@@ -218,13 +275,19 @@ class Trials:
         # The CPU time of one thread is then not what a run costs.
         return {name: Timing(blocks_ms=timing.blocks_ms) for name, timing in taken.items()}
 
-    def _make(self, scheme: Scheme) -> Path:
+    def _make(self, scheme: Scheme) -> Product:
         source = self._workshop.source
         if isinstance(source, TfliteSource):
-            return self._target.finish(source.copied_to(self._workshop.scratch))
-        path = self._workshop.scratch / self._file_name(scheme)
-        path.write_bytes(serialise(retied(self._model(scheme.steps))))
-        return self._target.finish(path)
+            path = source.copied_to(self._workshop.scratch)
+            return self._target.compile(path, None, self._job)
+        own = scheme.steps[-1] if scheme.steps and scheme.steps[-1].name not in PASSES else None
+        by_passes = scheme.steps[:-1] if own else scheme.steps
+        path = self._workshop.scratch / f"{self._stem(scheme)}.onnx"
+        path.write_bytes(serialise(retied(self._model(by_passes))))
+        product = self._target.compile(path, own, self._job)
+        if path not in (product.path, product.stand_in):
+            path.unlink()
+        return product
 
     def _model(self, steps: tuple[Step, ...]) -> onnx.ModelProto:
         """The model after these steps; what comes before the last is kept for the next trial."""
@@ -239,16 +302,11 @@ class Trials:
             raise BuildError(f"{steps[-1].label} needs calibration samples", hint="give --data")
         return last.apply(self._models[before], steps[-1], calibration=calibration)
 
-    def _copied(self, entry: Path, scheme: Scheme) -> Path:
-        copy = self._workshop.scratch / self._file_name(scheme)
-        shutil.copyfile(entry / "artefact", copy)
-        return copy
-
     def _key(self, scheme: Scheme, *, probe: bool) -> str:
         return key_of(self._facts, scheme, self._metric, self._count("selection"), probe)
 
-    def _file_name(self, scheme: Scheme) -> str:
-        return f"{self._prefix}-{key_of(scheme)[:16]}{self._workshop.suffix}"
+    def _stem(self, scheme: Scheme) -> str:
+        return f"{self._prefix}-{key_of(scheme)[:16]}"
 
     def _count(self, part: Part) -> int:
         samples = self._workshop.samples(part)

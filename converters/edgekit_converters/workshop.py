@@ -7,7 +7,8 @@ the rest lives as long as the build.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,8 +37,11 @@ from edgekit_converters.normalise import (
     shapes_from,
 )
 from edgekit_converters.source import OnnxSource, Source, TfliteSource
+from edgekit_converters.targets import Target
 from edgekit_converters.targets.litert import open_source
 from edgekit_converters.targets.onnxruntime_cpu import cpu_options
+from edgekit_converters.toolchains.environments import lock_sha256, state
+from edgekit_converters.toolchains.pins import chains_for
 from edgekit_runtime.engines import ENGINES, Session
 from edgekit_runtime.engines.batches import iter_batches, run_all
 
@@ -142,16 +146,16 @@ class Workshop:
             inputs=self.inputs, arrays=self.parts.calibration.arrays, scratch=self.scratch
         )
 
+    def locks(self, target: Target) -> dict[str, str]:
+        """Identity of the tool chains that a target works with, by name, where they are here."""
+        chains = chains_for(target.toolchains, self.source.format)
+        return {name: lock_sha256(name) for name in chains if state(name).status == "ready"}
+
     @property
     def tools(self) -> dict[str, str]:
         """Versions of what has a hand in the artefacts, by distribution name."""
         own = evidence.tools(formats=[self.source.format])
         return own if isinstance(self.source, TfliteSource) else {**own, **self.source.tools}
-
-    @property
-    def suffix(self) -> str:
-        """What artefacts of this source are called by."""
-        return f".{self.source.format}"
 
     def samples(self, part: Part) -> Samples | None:
         """The samples of one part of the data."""
@@ -169,17 +173,42 @@ class Workshop:
             )
         return self._reference[part]
 
-    def answers(self, session: Session, part: Part) -> Arrays:
-        """What an open artefact answers to a part that there is."""
+    def view(self, part: Part, *, most: int | None) -> tuple[Samples, Arrays]:
+        """At most `most` samples of a part that there is, evenly spread, and the source's answers.
+
+        Golden samples are always all there: a board reproduces each of them.
+        """
         samples = self.samples(part)
         assert samples is not None
-        return run_all(session, samples.arrays, max_batch=_BATCH)
+        reference = self.reference(part)
+        if part == "golden" or most is None or samples.count <= most:
+            return samples, reference
+        which = data_.spread(samples.count, most)
+        return samples.take(which), {name: array[which] for name, array in reference.items()}
+
+    def shared(self, kind: str, facts: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+        """A folder that `make` filled once for these facts; see `targets.Job.shared`."""
+        key = key_of(code_digest(), facts)
+        folder = self.scratch / f"{kind}-{key[:16]}"
+        if folder.is_dir():
+            return folder
+        staged = self.scratch / f".{kind}-{key[:16]}"
+        shutil.rmtree(staged, ignore_errors=True)
+
+        def copied(entry: Path) -> Path:
+            return shutil.copytree(entry, staged)
+
+        if self.cache.recall(kind, key, copied) is None:
+            staged.mkdir()
+            make(staged)
+            self.cache.put(kind, key, {file.name: file for file in staged.iterdir()})
+        return staged.rename(folder)
 
     def second_opinion(self, artifact: Path, *, engine: str) -> Arrays:
         """What an artefact answers to the golden samples with the engine's plainest kernels."""
         session = ENGINES.get(engine).open(artifact, options={"reference_kernels": True})
         try:
-            return self.answers(session, "golden")
+            return run_all(session, self.parts.golden.arrays, max_batch=_BATCH)
         finally:
             session.close()
 
@@ -259,7 +288,9 @@ class Workshop:
         try:
             session = self._open_source()
             try:
-                return self.answers(session, part)
+                samples = self.samples(part)
+                assert samples is not None
+                return run_all(session, samples.arrays, max_batch=_BATCH)
             finally:
                 session.close()
         except EngineError as e:

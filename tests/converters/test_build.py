@@ -184,7 +184,8 @@ def test_jetson_gets_symmetric_int8_that_is_linted_and_not_executed(
     assert (best.name, best.accelerator, best.evidence) == ("int8", "gpu", "linted")
     assert best.latency_ms is None
     assert best.speedup is None
-    assert best.placement.accelerator_macs is None
+    assert best.placement.accelerator_macs == 1.0
+    assert best.figure_evidence.placement == "linted"
     assert best.figure_evidence.agreement == "simulated"
     variant = manifest_of(found).variants[0]
     assert variant.golden.outputs is None
@@ -278,7 +279,7 @@ def test_coral_says_why_the_edge_tpu_is_left_out(tmp_path: Path) -> None:
     found = build_for("coral-usb", model, tmp_path)
 
     assert [(v.engine, v.accelerator) for v in found.variants] == [("litert", "cpu")]
-    assert "full-integer" in found.rejected[0].reason
+    assert "the compiler takes integer models" in found.rejected[0].reason
 
 
 def test_a_profile_without_an_engine_for_the_format_is_refused(tmp_path: Path) -> None:

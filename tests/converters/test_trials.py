@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from edgekit import profile
-from edgekit.errors import BuildError
+from edgekit.errors import ToolChainMissing
 from edgekit.profile import DeviceProfile
 from edgekit.recipe import Recipe
 from edgekit_converters import source
 from edgekit_converters.cache import Cache
 from edgekit_converters.findings import noise_of
-from edgekit_converters.passes import PASSES, Scheme
+from edgekit_converters.passes import PASSES, Scheme, Step
+from edgekit_converters.targets import Job, Product
 from edgekit_converters.targets.onnxruntime_cpu import OnnxRuntimeCpu
 from edgekit_converters.trials import Trials
 from edgekit_converters.workshop import Workshop
@@ -30,15 +31,15 @@ Open = Callable[..., Trials]
 
 
 class WithTool(OnnxRuntimeCpu):
-    """Needs a tool, which is a file, to finish artefacts."""
+    """Needs a tool, which is a file, to compile artefacts."""
 
     def __init__(self, tool: Path) -> None:
         self._tool = tool
 
-    def finish(self, artifact: Path) -> Path:
+    def compile(self, model: Path, step: Step | None, job: Job) -> Product:
         if not self._tool.exists():
-            raise BuildError("the compiler is not on PATH", hint="install it")
-        return artifact
+            raise ToolChainMissing("the compiler is not on PATH", hint="install it")
+        return super().compile(model, step, job)
 
 
 class Counting(Stopwatch):
@@ -100,13 +101,13 @@ def test_an_artefact_that_was_trimmed_meanwhile_is_made_again_to_the_byte(
     watch = Stopwatch()
     before = opened(watch=watch)
     before.record(INT8)
-    content = before.path(INT8).read_bytes()
+    content = before.product(INT8).path.read_bytes()
 
     after = opened(watch=watch)
     after.record(INT8)
     Cache(tmp_path / "cache").trim(max_bytes=0)
 
-    assert after.path(INT8).read_bytes() == content
+    assert after.product(INT8).path.read_bytes() == content
 
 
 def test_a_probe_is_not_timed_and_leaves_no_file(opened: Open, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_probe_that_turns_out_worth_shipping_is_timed(opened: Open) -> None:
 
     assert made.selection == probed.selection
     assert made.timing is not None
-    assert trials.path(WITHOUT_HEAD).is_file()
+    assert trials.product(WITHOUT_HEAD).path.is_file()
 
 
 def test_what_a_pass_refuses_is_a_failure_with_its_reason_also_from_the_cache(

@@ -19,7 +19,7 @@ from edgekit.registry import Registry
 from edgekit.structs import Strict
 from edgekit_converters.calibrate import Calibration
 
-Style = Literal["onnxruntime", "tensorrt"]
+Style = Literal["onnxruntime", "tensorrt", "qnn", "openvino"]
 Kind = Literal["rewrite", "preparation", "precision"]
 
 

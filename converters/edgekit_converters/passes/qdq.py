@@ -40,7 +40,7 @@ from edgekit_converters.passes.weights import (
 )
 from edgekit_converters.ranges import Range, with_zero
 
-Activations = Literal["u8", "s8"]
+Activations = Literal["u8", "s8", "u16"]
 
 # A bias is stored in int32 steps of its weight's scale times its input's; 16 times what would just
 # not overflow costs a weight nothing that its channel's output could show.
@@ -53,7 +53,7 @@ class Plan(Strict, frozen=True, kw_only=True):
     Attributes:
         nodes: names of the nodes that may be quantised.
         ranges: lowest and highest value to represent, by tensor.
-        activations: unsigned, or symmetric and signed.
+        activations: unsigned of 8 or 16 bits, or symmetric and signed of 8.
         means: mean of each channel, by tensor that convolutions and Gemm nodes read: their biases
             are corrected where it is known.
         per_channel: a scale for each channel of a weight.
@@ -89,7 +89,8 @@ def quantised(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto | None:
         return None
     made = _with_pairs(copy, plan)
     widen_as_int8(made, widened)
-    _free_outputs(made, plan.nodes)
+    if plan.style != "qnn":
+        _free_outputs(made, plan.nodes)
     made.producer_name, made.producer_version = model.producer_name, model.producer_version
     made.ir_version = model.ir_version
     del made.metadata_props[:]
@@ -129,7 +130,7 @@ def _store_weights(model: onnx.ModelProto, plan: Plan) -> int:
     for node in model.graph.node:
         weight = weight_of(node, constants) if node.name in plan.nodes else None
         if weight is not None:
-            axis = weight.channels if plan.per_channel and weight.scaled_by_channel else None
+            axis = weight.channels if _scaled_by_channel(node, weight, plan) else None
             readers.setdefault((weight.tensor, axis), []).append((weight, node))
     for (tensor, axis), of_tensor in readers.items():
         values = numpy_helper.to_array(constants[tensor])
@@ -148,6 +149,12 @@ def _store_weights(model: onnx.ModelProto, plan: Plan) -> int:
     return sum(len(of_tensor) for of_tensor in readers.values())
 
 
+def _scaled_by_channel(node: onnx.NodeProto, weight: Weight, plan: Plan) -> bool:
+    """Qualcomm's HTP takes a scale for each channel from convolutions and Gemm alone."""
+    taken = plan.style != "qnn" or node.op_type != "MatMul"
+    return plan.per_channel and weight.scaled_by_channel and taken
+
+
 def _least_scale(
     node: onnx.NodeProto, constants: Constants, plan: Plan, *, by_channel: bool
 ) -> NDArray[np.float64]:
@@ -156,7 +163,10 @@ def _least_scale(
     if bias is None:
         return np.zeros(())
     low, high = with_zero(plan.ranges[node.input[0]])
-    step = 2 * max(-low, high) / 254 if plan.activations == "s8" else (high - low) / 255
+    if plan.activations == "s8":
+        step = 2 * max(-low, high) / 254
+    else:
+        step = (high - low) / (65535 if plan.activations == "u16" else 255)
     terms = np.abs(numpy_helper.to_array(bias)).astype(np.float64)
     largest = terms if by_channel else terms.max()
     return np.asarray(largest / (step * _LARGEST_BIAS) if step else np.zeros_like(largest))
@@ -171,7 +181,7 @@ def _with_pairs(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
     # The quantizer would else save and reload the model to infer what is inferred already.
     mark = model.metadata_props.add()
     mark.key, mark.value = "onnx.infer", "onnxruntime.quant"
-    symmetric = plan.activations == "s8"
+    kinds = {"u8": QuantType.QUInt8, "s8": QuantType.QInt8, "u16": QuantType.QUInt16}
     try:
         with _quiet():
             quantizer: Any = QDQQuantizer(
@@ -179,7 +189,7 @@ def _with_pairs(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto:
                 per_channel=plan.per_channel,
                 reduce_range=False,
                 weight_qType=QuantType.QInt8,
-                activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+                activation_qType=kinds[plan.activations],
                 tensors_range={
                     name: TensorData(lowest=np.float32(low), highest=np.float32(high))
                     for name, (low, high) in plan.ranges.items()

@@ -49,7 +49,11 @@ from edgekit_converters.ranges import Method
 Only = Literal["all", "weighted", "conv"]
 
 NAME = "static-int8"
-_PRECISIONS: Mapping[str, Activations] = {"int8-qdq-u8s8": "u8", "int8-qdq-s8s8": "s8"}
+_PRECISIONS: Mapping[str, Activations] = {
+    "int8-qdq-u8s8": "u8",
+    "int8-qdq-s8s8": "s8",
+    "int8-qdq-u16s8": "u16",
+}
 _METHODS: tuple[Method, ...] = ("minmax", "mse", "percentile", "entropy")
 # They vanish into the node before them.
 _FUSED = ("Clip", "Relu")
@@ -59,7 +63,8 @@ class Options(Strict, frozen=True, kw_only=True):
     """What a recipe may say of this pass.
 
     Attributes:
-        activations: unsigned (u8) or symmetric (s8) activations; weights are always signed.
+        activations: unsigned (u8, u16) or symmetric (s8) activations, of 8 or 16 bits; weights are
+            always signed, of 8 bits.
         calibrator: how ranges are chosen.
         percentile: for the calibrator of that name, in per cent.
         per_channel: a scale for each output channel of a weight, not one for the whole tensor.
@@ -102,11 +107,10 @@ class StaticInt8:
         if wanted not in known or _refusal(model) is not None:
             return ()
         base: dict[str, Option] = {"activations": str(wanted), "style": style}
-        scopes: tuple[dict[str, Option], ...] = (
-            {},
-            {"only": "weighted"},
-            {"only": "conv"},
-        )
+        scopes: tuple[dict[str, Option], ...] = ({}, {"only": "weighted"}, {"only": "conv"})
+        if style == "qnn":
+            # An HTP that computes in integers alone takes no node in float.
+            scopes = ({},)
         ways = [{**scope, "calibrator": method} for scope in scopes for method in _METHODS]
         ways.append({"per_channel": False})
         steps: dict[tuple[object, ...], Step] = {}

@@ -1,95 +1,117 @@
 """Coral Edge TPU: a full-integer `.tflite`, compiled by Google's `edgetpu_compiler`.
 
-The compiler is in no package index; where it is not on PATH the scheme is rejected with the command
-that adds it, and the board's CPU engines remain. Nothing here can run on an Edge TPU, so what it
-makes counts as linted.
+The compiler is in no package index. Without it on PATH nothing is shipped for the TPU, and the
+reason names it; the lint, of the ONNX graph and of the integer file, needs no compiler. Nothing
+here can run on an Edge TPU, and neither the driver nor its reading of the log has met the compiler,
+so what it makes counts as linted.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import hashlib
+import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
+
+from edgekit import storage
 from edgekit.errors import BuildError
 from edgekit.profile import DeviceProfile, EngineSpec, Evidence
-from edgekit_converters.passes import Style
-from edgekit_converters.targets import Format
+from edgekit_converters import tflite
+from edgekit_converters.targets import Coverage, Found, Job, Product, edgetpu_lint
+from edgekit_converters.targets.coverage import coverage_of
+from edgekit_converters.targets.integer_tflite import IntegerTflite, placement, with_conversion
+from edgekit_converters.targets.lists import rules_of
+from edgekit_converters.toolchains import environments
+from edgekit_converters.toolchains.driving import Limits, drive
 
-COMPILER = "edgetpu_compiler"
-_TIME_LIMIT_S = 600
-_INTEGERS = frozenset({"INT8", "UINT8"})
+# The one operator that the compiler makes of all that the TPU runs.
+_OPERATOR = "edgetpu-custom-op"
+# What reading a flatbuffer that is none raises.
+_BROKEN = (struct.error, IndexError, OverflowError, TypeError, ValueError)
+_GIVEN, _MADE = "given.tflite", "model.tflite"
 
 
-class EdgeTpu:
-    """The target."""
+class EdgeTpu(IntegerTflite):
+    """The target.
 
-    format: Format = "tflite"
-    style: Style = "onnxruntime"
+    Args:
+        limits: of one call of the compiler.
+    """
+
+    name = "edgetpu"
+    compiler = "edgetpu"
+    toolchains: tuple[str, ...] = ("onnx2tf", "litert-quantizer", compiler)
+
+    def __init__(self, *, limits: Limits = Limits()) -> None:  # noqa: B008 - frozen
+        self._limits = limits
 
     def makes_for(self, engine: EngineSpec) -> bool:
         return engine.name in ("litert", "tflite-runtime") and engine.accelerator == "tpu"
 
-    def source_precision(self, engine: EngineSpec, artifact: Path) -> str:  # noqa: ARG002
-        return "int8"
+    def coverage(self, model: onnx.ModelProto, engine: EngineSpec) -> Coverage:  # noqa: ARG002
+        return with_conversion(coverage_of(model, rules_of("edgetpu")), model)
+
+    def finish(self, given: Path, raw: bytes, job: Job) -> Product:
+        plan = edgetpu_lint.plan(raw)
+        if not plan.on_tpu:
+            first = plan.fallback[0]
+            raise BuildError(
+                f"nothing of {given.name} would run on the Edge TPU: {first.operator}"
+                f" {first.node}: {first.reason}",
+                hint="build for a CPU engine of the board",
+            )
+        facts = {
+            "model": hashlib.sha256(raw).hexdigest(),
+            "compiler": environments.lock_sha256(self.compiler),
+        }
+        make = partial(_compile, raw, limits=self._limits)
+        made = job.shared(self.compiler, facts, make) / _MADE
+        share, left = placement(given, made, operator=_OPERATOR)
+        return Product(
+            path=made,
+            placement=Found(
+                accelerator_macs=share, fallback_ops=tuple(sorted(left)), evidence="linted"
+            ),
+            notes=tuple(edgetpu_lint.reasons(plan)),
+        )
 
     def options(self, engine: EngineSpec) -> dict[str, Any]:
-        return {
-            "threads": engine.threads,
-            "delegates": [
-                {"name": provider.name, "options": dict(provider.options)}
-                for provider in engine.providers
-            ],
-        }
-
-    def options_here(self, profile: DeviceProfile, engine: EngineSpec) -> dict[str, Any]:  # noqa: ARG002
-        return {"threads": engine.threads}
+        delegates = [
+            {"name": provider.name, "options": dict(provider.options)}
+            for provider in engine.providers
+        ]
+        return {"threads": engine.threads, "delegates": delegates}
 
     def evidence(self, profile: DeviceProfile, engine: EngineSpec) -> Evidence:  # noqa: ARG002
         return "linted"
 
-    def finish(self, artifact: Path) -> Path:
-        """Compile; a `BuildError` where the model is not full-integer or there is no compiler."""
-        _require_full_integer(artifact)
-        if shutil.which(COMPILER) is None:
-            raise BuildError(
-                f"{COMPILER} is not on PATH",
-                hint="add Google's package source (coral.ai/docs/edgetpu/compiler), then"
-                " apt-get install edgetpu-compiler",
-            )
-        folder = artifact.parent
-        command = [COMPILER, "--out_dir", str(folder), str(artifact)]
-        try:
-            run = subprocess.run(
-                command, capture_output=True, text=True, timeout=_TIME_LIMIT_S, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as e:
-            raise BuildError(f"{COMPILER} did not finish: {e}") from e
-        compiled = folder / f"{artifact.stem}_edgetpu.tflite"
-        if run.returncode != 0 or not compiled.is_file():
-            lines = (run.stderr or run.stdout).strip().splitlines()
-            raise BuildError(f"{COMPILER} refused the model: {lines[-1] if lines else 'no reason'}")
-        return compiled
-
     def lint(self, artifact: Path, engine: EngineSpec) -> tuple[str, ...]:  # noqa: ARG002
-        return ()
+        if any(operator.name == _OPERATOR for operator in tflite.operators(artifact)):
+            return ()
+        return (f"no operator {_OPERATOR} is in it, so nothing of it runs on the TPU",)
 
 
-def _require_full_integer(artifact: Path) -> None:
-    from edgekit_runtime.engines import ENGINES
+def _compile(raw: bytes, folder: Path, *, limits: Limits) -> None:
+    given, made = folder / _GIVEN, folder / _MADE
+    storage.write(given, raw)
+    request = {"model": str(given.absolute()), "artifact": str(made.absolute())}
+    drive("edgetpu", request, driver="edgetpu", folder=folder, produces=[made], limits=limits)
+    given.unlink()
+    _require_compiled(made)
 
-    session = ENGINES.get("litert").open(artifact, options={})
+
+def _require_compiled(made: Path) -> None:
+    """Raise `BuildError` where what the compiler left is no model for the TPU."""
     try:
-        floats = [
-            s.name for s in (*session.inputs, *session.outputs) if s.datatype not in _INTEGERS
-        ]
-    finally:
-        session.close()
-    if floats:
+        names = {operator.name for operator in tflite.operators(made)}
+    except _BROKEN as e:
+        raise BuildError("edgetpu_compiler wrote a file that is no TFLite model") from e
+    if _OPERATOR not in names:
         raise BuildError(
-            f"the Edge TPU takes full-integer models, and {floats[0]!r} is not int8 or uint8",
-            hint="quantise the model to full integer (inputs and outputs too) before the build",
+            "edgetpu_compiler put nothing on the Edge TPU", hint="its log tells which and why"
         )
 
 

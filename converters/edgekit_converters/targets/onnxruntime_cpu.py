@@ -14,7 +14,8 @@ import onnx
 from edgekit.profile import DeviceProfile, EngineSpec, Evidence
 from edgekit_converters.normalise import opset_of
 from edgekit_converters.passes import Style
-from edgekit_converters.targets import Format
+from edgekit_converters.targets import Coverage
+from edgekit_converters.targets.by_passes import ByPasses
 
 CPU = "CPUExecutionProvider"
 _QUANTISED = frozenset(
@@ -22,14 +23,17 @@ _QUANTISED = frozenset(
 )
 
 
-class OnnxRuntimeCpu:
+class OnnxRuntimeCpu(ByPasses):
     """The target."""
 
-    format: Format = "onnx"
+    name = "onnxruntime-cpu"
     style: Style = "onnxruntime"
 
     def makes_for(self, engine: EngineSpec) -> bool:
         return engine.name == "onnxruntime" and engine.accelerator == "cpu"
+
+    def coverage(self, model: onnx.ModelProto, engine: EngineSpec) -> Coverage:  # noqa: ARG002
+        return Coverage(accelerator_macs=1.0)
 
     def source_precision(self, engine: EngineSpec, artifact: Path) -> str:  # noqa: ARG002
         return precision_of(onnx.load_model(artifact, load_external_data=False))
@@ -42,9 +46,6 @@ class OnnxRuntimeCpu:
 
     def evidence(self, profile: DeviceProfile, engine: EngineSpec) -> Evidence:  # noqa: ARG002
         return "executed" if profile.is_this_machine() else "simulated"
-
-    def finish(self, artifact: Path) -> Path:
-        return artifact
 
     def lint(self, artifact: Path, engine: EngineSpec) -> tuple[str, ...]:
         return version_lint(onnx.load_model(artifact, load_external_data=False), engine)

@@ -15,8 +15,12 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from edgekit.profile import DeviceProfile, EngineSpec, Evidence
-from edgekit_converters.passes import Style
-from edgekit_converters.targets import Format
+from edgekit_converters import placement
+from edgekit_converters.passes import Step, Style
+from edgekit_converters.targets import Coverage, Job, Product
+from edgekit_converters.targets.by_passes import ByPasses
+from edgekit_converters.targets.coverage import coverage_of
+from edgekit_converters.targets.lists import rules_of
 from edgekit_converters.targets.onnxruntime_cpu import CPU, cpu_options, version_lint
 
 PROVIDER = "TensorrtExecutionProvider"
@@ -38,14 +42,23 @@ _TYPES = frozenset(
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
 
-class TensorRt:
+class TensorRt(ByPasses):
     """The target."""
 
-    format: Format = "onnx"
+    name = "tensorrt"
     style: Style = "tensorrt"
 
     def makes_for(self, engine: EngineSpec) -> bool:
         return engine.name == "onnxruntime" and PROVIDER in [p.name for p in engine.providers]
+
+    def coverage(self, model: onnx.ModelProto, engine: EngineSpec) -> Coverage:  # noqa: ARG002
+        return coverage_of(model, rules_of("tensorrt"))
+
+    def compile(self, model: Path, step: Step | None, job: Job) -> Product:  # noqa: ARG002
+        """The file as it is: the board makes its engine of it, at the first load."""
+        graph = onnx.load_model(model, load_external_data=False)
+        found = coverage_of(graph, rules_of("tensorrt"))
+        return Product(path=model, placement=placement.linted(found))
 
     def source_precision(self, engine: EngineSpec, artifact: Path) -> str:  # noqa: ARG002
         return "fp16" if any(p.options.get(_FP16) for p in engine.providers) else "fp32"
@@ -67,9 +80,6 @@ class TensorRt:
 
     def evidence(self, profile: DeviceProfile, engine: EngineSpec) -> Evidence:  # noqa: ARG002
         return "executed" if profile.is_this_machine() and _is_here() else "linted"
-
-    def finish(self, artifact: Path) -> Path:
-        return artifact
 
     def lint(self, artifact: Path, engine: EngineSpec) -> tuple[str, ...]:
         """Rules of TensorRT's parser that can be read off the graph."""

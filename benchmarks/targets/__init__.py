@@ -1,0 +1,1 @@
+"""What targets make of one model, and how long that takes."""
