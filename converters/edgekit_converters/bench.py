@@ -181,6 +181,7 @@ class Bench:
         )
         parts = self._workshop.parts
         later = parts.evaluation.count if parts.evaluation else 0
+        later = min(later, self._target.max_samples or later)
         groups = record.selection.groups if record.selection else 0
         budget = self._workshop.recipe.budget
         outlook = prospects.outlook(found, budget, groups=groups, later=later)

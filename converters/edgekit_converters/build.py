@@ -77,18 +77,23 @@ def variants(lines: Sequence[Line], *, most: int) -> dict[str, Made]:
 
     Engines come in the order of the profile. Of each engine, what is proven stands before its
     float parent, fastest first, so that a list of variants reads as a ladder from the fastest to
-    the most accurate; what the data could not prove stands behind it.
+    the most accurate; what the data could not prove stands behind all of them.
 
     Args:
         most: variants of one engine.
     """
     named: dict[str, Made] = {}
+    last: list[Made] = []
     for line in lines:
         proven = [made for made in line.rungs if not made.verdict.unproven]
-        unproven = [made for made in line.rungs if made.verdict.unproven]
         parent = [made for made in (line.parent,) if made and not made.verdict.refused]
-        for made in (*proven, *parent, *unproven)[:most]:
+        first = (*proven, *parent)[:most]
+        for made in first:
             named[_free_name(made, named)] = made
+        unproven = [made for made in line.rungs if made.verdict.unproven]
+        last += unproven[: most - len(first)]
+    for made in last:
+        named[_free_name(made, named)] = made
     return named
 
 

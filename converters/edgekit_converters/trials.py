@@ -8,10 +8,11 @@ goes on where it was, and the next one of the same inputs has nothing to make.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import onnx
 
 from edgekit import tensors
@@ -20,6 +21,7 @@ from edgekit.profile import DeviceProfile, EngineSpec
 from edgekit_converters import metrics, pinned, placement
 from edgekit_converters.artefact import graph_facts
 from edgekit_converters.cache import key_of
+from edgekit_converters.data import Samples
 from edgekit_converters.evaluate import Evaluation, evaluate, max_abs_error, scale_of
 from edgekit_converters.findings import (
     Proof,
@@ -49,6 +51,8 @@ FLOAT = "float"
 # Where a session's memory comes to lie moves its latency by several per cent, so each is opened
 # several times.
 _OPENINGS, _QUICK_OPENINGS = 3, 1
+# Of the samples that a simulator has time for.
+_SELECTION_SHARE = 4
 
 
 class Trials:
@@ -75,12 +79,15 @@ class Trials:
         self._measurer = measurer
         self._options_here = target.options_here(profile, engine)
         self._timed = target.evidence(profile, engine) == "executed"
+        self._floor = placement.floor_of(profile, engine)
+        # Boards that differ only in where they get an engine from share what is found for it.
+        same = msgspec.structs.replace(engine, wheels="")
         self._facts = (
             workshop.identity,
             target.name,
             workshop.locks(target),
-            engine,
-            profile.placement,
+            same,
+            self._floor,
             self._options_here,
             self._timed,
         )
@@ -95,7 +102,6 @@ class Trials:
             folder=workshop.scratch,
             shared=workshop.shared,
         )
-        self._floor = placement.floor_of(profile, engine)
         self._products: dict[str, Product] = {}
         self._proofs: dict[str, tuple[Proof, Arrays]] = {}
         self._models: dict[tuple[str, ...], onnx.ModelProto] = {}
@@ -212,21 +218,22 @@ class Trials:
     def _selected(self, product: Product) -> tuple[Evaluation | None, float | None]:
         if self._workshop.samples("selection") is None:
             # Without data an artefact still has to open and answer.
-            self._answers(product, "golden")
+            self._answered(product, ["golden"])
             return None, None
-        samples, reference = self._workshop.view("selection", most=self._target.max_samples)
-        answers = self._answers(product, "selection")
+        samples, reference = self._view("selection")
+        (answers,) = self._answered(product, ["selection"])
         metric = self._workshop.recipe.metric
         return evaluate(reference, answers, samples, metric=metric), noise_of(reference, answers)
 
     def _proof(self, scheme: Scheme) -> tuple[Proof, Arrays]:
         product, workshop = self.product(scheme), self._workshop
-        golden = self._answers(product, "golden")
+        has_evaluation = workshop.samples("evaluation") is not None
+        parts: tuple[Part, ...] = ("golden", "evaluation") if has_evaluation else ("golden",)
+        golden, *rest = self._answered(product, parts)
         error = max_abs_error(workshop.reference("golden"), golden)
         found = None
-        if workshop.samples("evaluation") is not None:
-            samples, reference = workshop.view("evaluation", most=self._target.max_samples)
-            answers = self._answers(product, "evaluation")
+        for answers in rest:
+            samples, reference = self._view("evaluation")
             found = evaluate(reference, answers, samples, metric=workshop.recipe.metric)
             error = max(error, found.max_abs_error)
         rounding = None
@@ -246,9 +253,27 @@ class Trials:
         finally:
             session.close()
 
-    def _answers(self, product: Product, part: Part) -> Arrays:
-        samples, _ = self._workshop.view(part, most=self._target.max_samples)
-        return self._target.answers(product, samples.arrays, self._job)
+    def _answered(self, product: Product, parts: Sequence[Part]) -> list[Arrays]:
+        """Answers to parts of the data; a simulator, which is slow to start, is started once."""
+        samples = [self._view(part)[0] for part in parts]
+        if self._target.max_samples is None:
+            return [self._target.answers(product, one.arrays, self._job) for one in samples]
+        together = {
+            name: np.concatenate([np.asarray(one.arrays[name]) for one in samples])
+            for name in samples[0].arrays
+        }
+        answers = self._target.answers(product, together, self._job)
+        ends = np.cumsum([one.count for one in samples])[:-1]
+        split = {name: np.split(array, ends) for name, array in answers.items()}
+        return [{name: pieces[i] for name, pieces in split.items()} for i in range(len(parts))]
+
+    def _view(self, part: Part) -> tuple[Samples, Arrays]:
+        """The samples of a part that the target has the time for, and the source's answers."""
+        most = self._target.max_samples
+        if most is not None and part == "selection":
+            # A choice among few schemes needs less than its proof.
+            most = max(most // _SELECTION_SHARE, 1)
+        return self._workshop.view(part, most=most)
 
     def _quick_timings(self, scheme: Scheme, product: Product) -> dict[str, Timing]:
         files = {FLOAT: self.product(Scheme())}

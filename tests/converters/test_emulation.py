@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -143,12 +142,9 @@ def test_what_a_driver_refuses_comes_back_as_from_any_other_tool_chain(tmp_path:
 def test_an_emulation_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     driver = tmp_path / "sleep.py"
     driver.write_text(SLEEP)
-    begun = time.monotonic()
 
     with pytest.raises(LimitBroken, match="took longer than 1 s"):
         drive("arm64", {}, driver=driver, folder=tmp_path, limits=FEW_SECONDS)
-
-    assert time.monotonic() - begun < 60
 
 
 @needs("arm64")

@@ -37,7 +37,7 @@ from edgekit_runtime.engines.batches import SampleArrays
 PROVIDER = "QNNExecutionProvider"
 TOOLCHAIN = "qnn"
 
-_MAX_SAMPLES = 20
+_MAX_SAMPLES = 40
 _MAX_TRIALS = 2
 # The emulation is allowed a minute for each sample, on a machine that does other things too.
 _LIMITS = Limits(time_s=60.0 * _MAX_SAMPLES)

@@ -74,7 +74,7 @@ class Rknn:
     style: Style = "onnxruntime"
     toolchains: tuple[str, ...] = (NAME,)
     # A sample takes about 0.1 s on EfficientNet-Lite0, a trial 15 s before the first one.
-    max_samples: int | None = 120
+    max_samples: int | None = 80
     max_trials: int | None = 6
     reproducible = False
 
