@@ -2,7 +2,7 @@
 PYTHON ?= python3
 EXTRAS := --extra device --extra litert --extra host --extra coordinator --extra demo --extra sklearn --extra torch --extra openvino
 BIN := .venv/bin
-TOOLCHAINS ?= litert-quantizer onnx2tf vela qnn openvino rknn onnxruntime-1.18 onnxruntime-1.23 tflite-runtime
+TOOLCHAINS ?= litert-quantizer onnx2tf vela qnn openvino rknn onnxruntime-1.18 onnxruntime-1.23 tflite-runtime arm64
 UV := $(shell command -v uv 2>/dev/null)
 # pyenv's shims hide an interpreter that is there from uv, so it is looked for by path first.
 BOARD_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python3.10)),3.10)
@@ -27,7 +27,7 @@ test-torch: .venv/ready .venv-torch/ready ## Run the tests that need torch (a CP
 	EDGEKIT_TORCH_PYTHON=$(CURDIR)/.venv-torch/bin/python \
 	  $(BIN)/pytest tests/converters/test_source_torch.py $(PYTEST)
 
-toolchains: .venv/ready ## Install every tool chain that a build can drive (2.5 GB).
+toolchains: .venv/ready ## Install every tool chain that a build can drive (2.7 GB).
 	$(BIN)/edgekit doctor $(foreach chain,$(TOOLCHAINS),--install $(chain))
 
 check: lint types layers test ## Run everything that CI runs.
@@ -46,7 +46,7 @@ bench: .venv/ready ## Measure the figures of the README.
 	$(BIN)/python -m benchmarks
 
 system-deps: ## Install the Debian packages that some tests want.
-	apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients openssh-server
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients openssh-server qemu-user-static
 
 clean: ## Remove what the targets above made.
 	rm -rf .venv .venv-board .venv-signing .venv-torch dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -44,7 +44,7 @@ class Operator(Strict, frozen=True, kw_only=True):
 
     name: str
     number: int
-    makes: tuple[int, ...] = ()
+    makes: tuple[int, ...]
     macs: int | None
     is_float: bool
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 from edgekit import profile as profiles
 from edgekit.profile import EngineSpec
 from edgekit_converters import pinned, tflite
+from edgekit_converters.pinned import files, onnx_file
 from edgekit_converters.targets import Product
 from edgekit_converters.targets.tflite import Port
-from edgekit_converters.toolchains.driving import drive
+from edgekit_converters.toolchains.driving import Limits, drive
 from edgekit_runtime.engines import ENGINES
 from edgekit_runtime.engines.batches import run_all
 from tests.converters.chains import needs
@@ -33,6 +35,10 @@ SAMPLES = {"x": np.random.default_rng(0).standard_normal((3, 8)).astype(np.float
 IMAGES = {"image": np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)}
 X86 = profiles.find("generic-x86_64")
 ARM = profiles.find("generic-aarch64")
+
+on_another_machine = pytest.mark.skipif(
+    platform.machine() == "aarch64", reason="this machine is an Arm one"
+)
 
 # Quantises weights only, by channel; activations while it runs.
 DYNAMIC = """
@@ -147,6 +153,7 @@ def test_another_version_has_an_environment_of_its_own() -> None:
     assert pinned.environment_for(BOARD, profile=X86) == CHAIN
 
 
+@on_another_machine
 @pytest.mark.parametrize("engine", ["onnxruntime", "litert"])
 def test_a_board_of_other_instructions_is_emulated(engine: str) -> None:
     spec = next(spec for spec in ARM.engines if spec.name == engine)
@@ -164,6 +171,7 @@ def test_the_version_goes_before_the_instructions() -> None:
     assert pinned.environment_for(BOARD, profile=ARM) == CHAIN
 
 
+@on_another_machine
 def test_an_arm_version_that_no_environment_holds_is_still_emulated() -> None:
     engine = EngineSpec(name="onnxruntime", version="1.15")
 
@@ -211,6 +219,16 @@ def test_an_array_is_like_itself_and_unlike_one_that_is_far_away(array: NDArray[
     assert pinned.alike(array, array)
     assert not pinned.alike(array, array + 1.0)
     assert not pinned.alike(array, np.full_like(array, np.nan))
+
+
+def test_a_run_without_time_is_of_one_sample(tmp_path: Path) -> None:
+    model = plain_model(tmp_path / "m.onnx")
+    file = onnx_file.opened(model, SAMPLES, ["y"])
+
+    ran = files.run(None, file.driver, model, file.feeds, ["y"], folder=tmp_path, most_s=1e-9)
+
+    assert ran.count == 1
+    assert len(ran.tensors["y"]) == 1
 
 
 @needs(CHAIN)
@@ -304,6 +322,19 @@ def test_the_first_operator_that_differs_on_arm_is_named(tmp_path: Path) -> None
     assert found.problem is not None
     assert "the first operator that differs is RandomNormalLike 'drawn'" in found.problem
     assert "the board has 1.30" in found.note
+
+
+@needs("arm64")
+def test_an_emulation_that_is_too_slow_says_nothing_against_the_artefact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinned, "_EMULATED_LIMITS", Limits(time_s=0.3))
+
+    found = rerun(plain_model(tmp_path / "m.onnx"), chain="arm64")
+
+    assert (found.version, found.problem) == (None, None)
+    assert "was not run on arm64" in found.note
+    assert "took longer than 0.3 s" in found.note
 
 
 @needs("arm64", "litert-quantizer")

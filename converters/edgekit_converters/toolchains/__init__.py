@@ -52,6 +52,11 @@ class ToolChain(Strict, frozen=True, kw_only=True):
         """The pinned requirements of its environment."""
         return self.lock or LOCKS / f"{self.name}.txt"
 
+    @property
+    def platform(self) -> str:
+        """For what its wheels are, in uv's words."""
+        return f"{self.machine or 'x86_64'}-manylinux_{self.glibc.replace('.', '_')}"
+
 
 TOOLCHAINS: dict[str, ToolChain] = {
     chain.name: chain

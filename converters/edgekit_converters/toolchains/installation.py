@@ -21,7 +21,7 @@ from pathlib import Path
 
 from edgekit import storage
 from edgekit.errors import BuildError, StorageError
-from edgekit_converters.toolchains import ToolChain, emulation, environments, renew, toolchain, uv
+from edgekit_converters.toolchains import ToolChain, emulation, environments, toolchain, uv
 
 Say = Callable[[str], None]
 
@@ -113,7 +113,7 @@ def _fill_emulated(chain: ToolChain, folder: Path, *, run: emulation.Run) -> Non
     where = [
         f"--python={sys.executable}",
         f"--python-version={chain.python}",
-        f"--python-platform={renew.platform(chain)}",
+        f"--python-platform={chain.platform}",
         f"--target={emulation.packages_of(chain, folder)}",
     ]
     requirements = str(chain.lock_file.absolute())

@@ -30,18 +30,13 @@ def compile_command(chain: ToolChain, *, upgrade: bool) -> list[str]:
         "--no-emit-index-url",
         "--no-emit-build-options",
         f"--python-version={chain.python}",
-        f"--python-platform={platform(chain)}",
+        f"--python-platform={chain.platform}",
         f"--custom-compile-command=python -m edgekit_converters.toolchains.renew {chain.name}",
         *([f"--overrides={overrides}"] if (LOCKS / overrides).is_file() else []),
         *(["--upgrade"] if upgrade else []),
         f"--output-file={chain.name}.txt",
         f"{chain.name}.in",
     ]
-
-
-def platform(chain: ToolChain) -> str:
-    """For what a tool chain's wheels are, in uv's words."""
-    return f"{chain.machine or 'x86_64'}-manylinux_{chain.glibc.replace('.', '_')}"
 
 
 def renew(chain: ToolChain, *, upgrade: bool) -> None:
