@@ -151,6 +151,9 @@ def build(
             except EdgekitError as e:
                 failed.append((board.name, e))
                 continue
+            except OSError as e:
+                failed.append((board.name, _unwritable(e)))
+                continue
             done.append(found)
             if found.gate.outcome == "refused":
                 failed.append((board.name, _refusal(found)))
@@ -219,12 +222,16 @@ def _scratch() -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="edgekit-build-") as folder:
             yield Path(folder)
     except OSError as e:
-        raise StorageError(
-            f"temporary files cannot be written: {e.strerror or e}",
-            hint="free space, or set TMPDIR to a folder that has some",
-        ) from e
+        raise _unwritable(e) from e
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _unwritable(e: OSError) -> StorageError:
+    return StorageError(
+        f"temporary files cannot be written: {e.strerror or e}",
+        hint="free space, or set TMPDIR to a folder that has some",
+    )
 
 
 def _refusal(found: BundleReport) -> GateRefused:
@@ -236,12 +243,18 @@ def _refusal(found: BundleReport) -> GateRefused:
 
 
 def _finish(failed: list[tuple[str, EdgekitError]]) -> None:
-    """Report failures; the last one is raised, so that the exit code is that of the worst."""
+    """Report failures, each with its board; the exit code is that of the worst."""
     if not failed:
         return
-    ordered = sorted(failed, key=lambda item: item[1].exit_code)
-    for board, e in ordered[:-1]:
-        click.echo(f"error: {board}: {e.message}", err=True)
+    *others, (board, worst) = sorted(failed, key=lambda item: item[1].exit_code)
+    for name, e in others:
+        click.echo(f"error: {_of(name, e)}", err=True)
         if e.hint:
             click.echo(f"hint: {e.hint}", err=True)
-    raise ordered[-1][1]
+    raise type(worst)(_of(board, worst), hint=worst.hint) from worst
+
+
+def _of(board: str, e: EdgekitError) -> str:
+    """What went wrong, with the board that it is about."""
+    named = e.message.startswith((f"{board}: ", f"profile {board} "))
+    return e.message if named else f"{board}: {e.message}"

@@ -195,6 +195,18 @@ def scale_of(outputs: Outputs) -> float:
     return float(np.sqrt(np.mean(squares))) if squares else 0.0
 
 
+def noise_of(reference: Outputs, outputs: Outputs) -> float | None:
+    """Power of the error over that of the answers, over all float outputs; 0 where no output is a
+    float, None where an answer is no number."""
+    error = power = 0.0
+    for name, wanted in reference.items():
+        if wanted.dtype.kind == "f":
+            error += float(np.square(wanted.astype(np.float64) - outputs[name]).sum())
+            power += float(np.square(wanted, dtype=np.float64).sum())
+    ratio = error / power if power else error
+    return ratio if np.isfinite(ratio) else None
+
+
 def max_abs_error(reference: Outputs, outputs: Outputs) -> float:
     """The largest difference in any output; the largest number where one is not a number."""
     return float(_errors_by_sample(reference, outputs).max(initial=0.0))

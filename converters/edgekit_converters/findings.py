@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from edgekit import tensors
 from edgekit.errors import EdgekitError
@@ -56,20 +52,6 @@ class Proof(Strict, frozen=True, kw_only=True):
     evaluation: Evaluation | None = None
     largest_error: float = 0.0
     rounding: float | None = None
-
-
-def noise_of(
-    reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
-) -> float | None:
-    """Power of the error over that of the answers, over all float outputs; 0 where no output is a
-    float, None where an answer is no number."""
-    error = power = 0.0
-    for name, wanted in reference.items():
-        if wanted.dtype.kind == "f":
-            error += float(np.square(wanted.astype(np.float64) - outputs[name]).sum())
-            power += float(np.square(wanted, dtype=np.float64).sum())
-    ratio = error / power if power else error
-    return ratio if np.isfinite(ratio) else None
 
 
 def failed(error: EdgekitError) -> Record:

@@ -39,11 +39,17 @@ _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
 
 class EngineFit(Strict, frozen=True, kw_only=True):
-    """Whether one engine of a profile takes the model; `problems` is empty where it does."""
+    """Whether one engine of a profile takes the model.
+
+    Attributes:
+        problems: why it does not; empty where it does.
+        beside: operators that would run on the CPU beside the accelerator, and why.
+    """
 
     engine: str
     accelerator: str
     problems: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 class ProfileFit(Strict, frozen=True, kw_only=True):
@@ -53,8 +59,8 @@ class ProfileFit(Strict, frozen=True, kw_only=True):
         engine: the first engine of the profile that takes the model; None where none does.
         memory_mb: estimate of what the model and its engine take; None where it is not known.
         available_mb: what the board has in all; None where the profile does not say.
-        reasons: why the answer is what it is, and why engines that the profile prefers do not take
-            the model.
+        reasons: why the answer is what it is, what would run beside the accelerator, and why
+            engines that the profile prefers do not take the model.
     """
 
     profile: str
@@ -130,7 +136,8 @@ def fit(
     memory_mb = None if taker is None else _memory_mb(facts, taker)
     # Engines behind the one that takes the model are not asked for.
     passed = engines if taker is None else engines[: engines.index(taker)]
-    problems = [f"{e.engine} on {e.accelerator}: {p}" for e in passed for p in e.problems]
+    problems = [f"{_place(e)}: {p}" for e in passed for p in e.problems]
+    beside = [] if taker is None else [f"{_place(taker)}: {told}" for told in taker.beside]
     fits, reason = judge(
         taken=taker is not None, memory_mb=memory_mb, available_mb=profile.memory_mb
     )
@@ -139,12 +146,16 @@ def fit(
     return ProfileFit(
         profile=profile.name,
         fits=fits,
-        engine=None if taker is None else f"{taker.engine} on {taker.accelerator}",
+        engine=None if taker is None else _place(taker),
         memory_mb=memory_mb,
         available_mb=profile.memory_mb,
-        reasons=(reason, *problems),
+        reasons=(reason, *beside, *problems),
         engines=engines,
     )
+
+
+def _place(found: EngineFit) -> str:
+    return f"{found.engine} on {found.accelerator}"
 
 
 def judge(*, taken: bool, memory_mb: int | None, available_mb: int | None) -> tuple[Answer, str]:
@@ -188,12 +199,13 @@ def _engine_fit(
     constants: Constants,
 ) -> EngineFit:
     target = target_for(engine)
+    beside: tuple[str, ...] = ()
     if target is None:
         problems: tuple[str, ...] = ("no target makes artefacts for it",)
     elif target.format != source.format and not (source.format == "onnx" and target.toolchains):
         problems = (f"it takes {target.format} models, this is {source.format}",)
     elif isinstance(source, OnnxSource):
-        problems = _onnx_problems(
+        problems, beside = _of_onnx(
             source, engine, target, asked=asked, shapes=shapes, constants=constants
         )
     else:
@@ -201,10 +213,15 @@ def _engine_fit(
         problems = _precision_problems(made_of, engine)
         if not chains_for(target.toolchains, source.format):
             problems = target.lint(source.path, engine) or problems
-    return EngineFit(engine=engine.name, accelerator=engine.accelerator, problems=problems)
+    return EngineFit(
+        engine=engine.name,
+        accelerator=engine.accelerator,
+        problems=problems,
+        beside=() if problems else beside,
+    )
 
 
-def _onnx_problems(
+def _of_onnx(
     source: OnnxSource,
     engine: EngineSpec,
     target: Target,
@@ -212,7 +229,8 @@ def _onnx_problems(
     asked: Placement,
     shapes: Shapes,
     constants: Constants,
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Why an engine does not take a model, and what of it would run beside its accelerator."""
     try:
         model = normalise(
             source.model,
@@ -222,15 +240,15 @@ def _onnx_problems(
             max_ir=engine.max_onnx_ir,
             fold=False,
         ).model
-    except BuildError as e:
-        return (e.message,)
-    foreign = _foreign_operators(model)
-    if target.toolchains:
         found = target.coverage(model, engine)
-        return (*foreign, *placement.coverage_problems(found, asked, engine))
+    except BuildError as e:
+        return (f"{e.message} ({e.hint})" if e.hint else e.message,), ()
+    problems = (*_foreign_operators(model), *placement.coverage_problems(found, asked, engine))
     if target.style == "tensorrt":
-        return (*foreign, *graph_lint(model))
-    return (*foreign, *_precision_problems(precision_of(model), engine))
+        problems += graph_lint(model)
+    elif not target.toolchains:
+        problems += _precision_problems(precision_of(model), engine)
+    return problems, placement.beside(found)
 
 
 def _foreign_operators(model: onnx.ModelProto) -> tuple[str, ...]:

@@ -53,6 +53,11 @@ def coverage_problems(found: Coverage, asked: Placement, engine: EngineSpec) -> 
     return (share, *map(_told, found.fallback[:_NAMED]), *_more(found.fallback))
 
 
+def beside(found: Coverage) -> tuple[str, ...]:
+    """What would run on the CPU beside the accelerator: operators by name, and why."""
+    return tuple(map(_told, found.fallback[:_NAMED])) + _more(found.fallback)
+
+
 def linted(found: Coverage) -> Found:
     """Where an artefact would run by its lint alone."""
     return Found(

@@ -22,12 +22,11 @@ from edgekit_converters import metrics, pinned, placement
 from edgekit_converters.artefact import graph_facts
 from edgekit_converters.cache import key_of
 from edgekit_converters.data import Samples
-from edgekit_converters.evaluate import Evaluation, evaluate, max_abs_error, scale_of
+from edgekit_converters.evaluate import Evaluation, evaluate, max_abs_error, noise_of, scale_of
 from edgekit_converters.findings import (
     Proof,
     Record,
     failed,
-    noise_of,
     product_files,
     read_product,
     read_proof,
@@ -42,6 +41,7 @@ from edgekit_converters.passes import PASSES, Scheme, Step
 from edgekit_converters.pinned import Rerun
 from edgekit_converters.source import TfliteSource
 from edgekit_converters.targets import Job, Product, Target
+from edgekit_converters.toolchains import TOOLCHAINS
 from edgekit_converters.toolchains.environments import lock_sha256, state
 from edgekit_converters.workshop import Arrays, Part, Workshop
 from edgekit_runtime.engines import ENGINES, Session
@@ -158,7 +158,7 @@ class Trials:
     def rerun(self, scheme: Scheme) -> Rerun:
         """Run a proven artefact once more in the version of the engine that the board has."""
         chain = pinned.environment_for(self._engine, profile=self._job.profile)
-        if chain is None or state(chain).status != "ready":
+        if chain not in TOOLCHAINS or state(chain).status != "ready":
             return pinned.not_run(self._engine, chain)
         key = key_of(self._facts, scheme, lock_sha256(chain))
         known = self._workshop.cache.recall("rerun", key, read_rerun)

@@ -14,7 +14,7 @@ from edgekit.profile import DeviceProfile
 from edgekit.recipe import Recipe
 from edgekit_converters import source
 from edgekit_converters.cache import Cache
-from edgekit_converters.findings import noise_of
+from edgekit_converters.evaluate import noise_of
 from edgekit_converters.passes import PASSES, Scheme, Step
 from edgekit_converters.targets import Job, Product
 from edgekit_converters.targets.onnxruntime_cpu import OnnxRuntimeCpu

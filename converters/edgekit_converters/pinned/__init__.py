@@ -33,7 +33,7 @@ _SAME = 1e-3
 # The value type of a quantised tensor differs by one step between right implementations.
 _STEPS = 2
 # Emulation is hundreds of times slower; samples are left out rather than waited for.
-_EMULATED_S = 10.0
+_EMULATED_S = 5.0
 _EMULATED_LIMITS = Limits(time_s=180.0)
 _ARM64 = "arm64"
 _LEGACY = "tflite-runtime"

@@ -6,6 +6,7 @@ that shows the arithmetic of the graph and no kernel of the board: it counts as 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from edgekit_converters.targets import Coverage
 from edgekit_converters.targets.by_passes import ByPasses
 
 CPU = "CPUExecutionProvider"
+_MOST_THREADS = 64
 _QUANTISED = frozenset(
     {"DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 )
@@ -41,14 +43,21 @@ class OnnxRuntimeCpu(ByPasses):
     def options(self, engine: EngineSpec) -> dict[str, Any]:
         return cpu_options(threads=engine.threads)
 
-    def options_here(self, profile: DeviceProfile, engine: EngineSpec) -> dict[str, Any]:  # noqa: ARG002
-        return cpu_options(threads=engine.threads)
+    def options_here(self, profile: DeviceProfile, engine: EngineSpec) -> dict[str, Any]:
+        if self.evidence(profile, engine) == "executed":
+            return self.options(engine)
+        return cpu_options(threads=cores_here())
 
     def evidence(self, profile: DeviceProfile, engine: EngineSpec) -> Evidence:  # noqa: ARG002
         return "executed" if profile.is_this_machine() else "simulated"
 
     def lint(self, artifact: Path, engine: EngineSpec) -> tuple[str, ...]:
         return version_lint(onnx.load_model(artifact, load_external_data=False), engine)
+
+
+def cores_here() -> int:
+    """Threads for arithmetic that is not timed."""
+    return min(len(os.sched_getaffinity(0)), _MOST_THREADS)
 
 
 def cpu_options(*, threads: int) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from edgekit_converters.passes.edits import checked, kept_label, require_nodes, 
 from edgekit_converters.targets import Coverage, Format, Found, Job, Product, engines, whole
 from edgekit_converters.targets.coverage import coverage_of
 from edgekit_converters.targets.lists import Rules, rules_of
-from edgekit_converters.targets.onnxruntime_cpu import precision_of, version_lint
+from edgekit_converters.targets.onnxruntime_cpu import cores_here, precision_of, version_lint
 from edgekit_converters.toolchains.driving import drive
 from edgekit_runtime.engines.batches import SampleArrays
 from edgekit_runtime.engines.openvino import ENGINE, parse
@@ -163,7 +163,7 @@ class OpenVino:
     def options_here(self, profile: DeviceProfile, engine: EngineSpec) -> dict[str, Any]:
         if self.evidence(profile, engine) == "executed":
             return self.options(engine)
-        return {"device": "CPU", "threads": 1, **_CPU_PRECISION}
+        return {"device": "CPU", "threads": cores_here(), **_CPU_PRECISION}
 
     def evidence(self, profile: DeviceProfile, engine: EngineSpec) -> Evidence:
         here = profile.is_this_machine() and _is_installed()

@@ -21,7 +21,12 @@ from edgekit_converters.targets import Coverage, Job, Product
 from edgekit_converters.targets.by_passes import ByPasses
 from edgekit_converters.targets.coverage import coverage_of
 from edgekit_converters.targets.lists import rules_of
-from edgekit_converters.targets.onnxruntime_cpu import CPU, cpu_options, version_lint
+from edgekit_converters.targets.onnxruntime_cpu import (
+    CPU,
+    cores_here,
+    cpu_options,
+    version_lint,
+)
 
 PROVIDER = "TensorrtExecutionProvider"
 _FP16 = "trt_fp16_enable"
@@ -76,7 +81,7 @@ class TensorRt(ByPasses):
     def options_here(self, profile: DeviceProfile, engine: EngineSpec) -> dict[str, Any]:
         if self.evidence(profile, engine) == "executed":
             return self.options(engine)
-        return cpu_options(threads=1)
+        return cpu_options(threads=cores_here())
 
     def evidence(self, profile: DeviceProfile, engine: EngineSpec) -> Evidence:  # noqa: ARG002
         return "executed" if profile.is_this_machine() and _is_here() else "linted"

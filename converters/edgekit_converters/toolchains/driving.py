@@ -19,9 +19,10 @@ from typing import Annotated, Any
 import msgspec
 
 from edgekit import storage
-from edgekit.errors import BuildError, StorageError
+from edgekit.errors import BuildError, StorageError, ToolChainMissing
 from edgekit.structs import Strict
 from edgekit_converters.toolchains import environments, logs, watch
+from edgekit_converters.toolchains import toolchain as toolchain_of
 
 DRIVERS = Path(__file__).parent / "drivers"
 _FRAME = Path(__file__).parent / "frame.py"
@@ -62,10 +63,11 @@ class LimitBroken(BuildError):
 
 
 class _Reply(Strict, frozen=True, kw_only=True):
-    """What `frame.py` leaves: one of the two."""
+    """What `frame.py` leaves: one of the three."""
 
     done: dict[str, Any] | None = None
     refused: str = ""
+    broken: str = ""
 
 
 def drive(
@@ -88,7 +90,7 @@ def drive(
             failure.
 
     Raises:
-        ToolChainMissing: the tool chain is not ready.
+        ToolChainMissing: the tool chain is not ready, or lacks what it is to consist of.
         LimitBroken: the tool took or printed too much.
         BuildError: it refused, died, or left a file of `produces` missing or empty.
         StorageError: a folder or the log cannot be written.
@@ -106,11 +108,14 @@ def drive(
         storage.write(request_file, msgspec.json.encode(request))
         trouble, kind = _run(
             [str(python), str(_FRAME), str(program.absolute()), str(request_file), str(reply_file)],
+            toolchain=toolchain,
             folder=Path(own),
             log=log,
             limits=limits,
         )
         reply = None if trouble else _reply(reply_file)
+    if reply is not None and reply.broken:
+        raise _damaged(toolchain, f"{' '.join(reply.broken.split())}; log: {log}")
     if reply is not None and reply.refused:
         trouble = f"refused: {' '.join(reply.refused.split())}"
     elif not trouble:
@@ -122,8 +127,16 @@ def drive(
     return reply.done
 
 
+def _damaged(name: str, why: str) -> ToolChainMissing:
+    """What counts as ready and cannot be used; an installation would leave it as it is."""
+    hint = None
+    if toolchain_of(name).python is not None:
+        hint = f"remove {environments.home() / name}, then edgekit doctor --install {name}"
+    return ToolChainMissing(f"tool chain {name} is damaged: {why}", hint=hint)
+
+
 def _run(
-    command: Sequence[str], *, folder: Path, log: Path, limits: Limits
+    command: Sequence[str], *, toolchain: str, folder: Path, log: Path, limits: Limits
 ) -> tuple[str, type[BuildError]]:
     """Run to the end, or to a limit; what went wrong, empty where nothing did, and its kind."""
     try:
@@ -145,7 +158,10 @@ def _run(
             finally:
                 watch.end(process)
     except OSError as e:
-        raise StorageError(f"{command[0]} cannot be started: {e.strerror or e}") from e
+        why = f"{e.filename or command[0]} cannot be used: {e.strerror or e}"
+        if e.filename == command[0]:
+            raise _damaged(toolchain, why) from e
+        raise StorageError(why) from e
     return (trouble, LimitBroken) if trouble else (_ending(process.returncode, log), BuildError)
 
 

@@ -14,6 +14,9 @@ from typing import Any
 
 # The one configuration file that the package ships; names in it are Arm's.
 _CONFIG = "Arm/vela.ini"
+_IMPORT_FAILED = re.compile(
+    r"^(ImportError|ModuleNotFoundError): |: No module named \S+\s*\Z", re.MULTILINE
+)
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -28,6 +31,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
         command += ["--memory-mode", request["memory_mode"]] if request["memory_mode"] else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     sys.stdout.write(f"{done.stdout}\n{done.stderr}\n")
+    if _IMPORT_FAILED.search(done.stderr):
+        raise ImportError(_reason(done.stderr))
     # It may say what is wrong, write nothing and exit 0.
     name = os.path.splitext(os.path.basename(request["model"]))[0]
     made = f"{name}_vela.tflite"
