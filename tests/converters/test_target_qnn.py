@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -24,7 +25,7 @@ from edgekit_converters.passes import PASSES
 from edgekit_converters.targets import Job
 from edgekit_converters.targets.engines import answers
 from edgekit_converters.targets.onnxruntime_cpu import cpu_options
-from edgekit_converters.targets.qnn import TARGET, require_unsigned
+from edgekit_converters.targets.qnn import EMULATED, TARGET, require_unsigned
 from edgekit_converters.toolchains import environments
 from tests.converters.chains import needs
 from tests.converters.target_jobs import job_of
@@ -194,7 +195,7 @@ def test_a_context_binary_answers_in_the_emulation_as_its_graph_does(tmp_path: P
     given = saved(quantised(convnet(batch="N"), tmp_path), tmp_path)
 
     product = TARGET.compile(given, None, job(tmp_path, batch=-1))
-    found = TARGET.answers(product, {"x": samples()}, job(tmp_path, batch=-1))["y"]
+    found = TARGET.emulated(product, {"x": samples()}, job(tmp_path, batch=-1))["y"]
 
     expected = answers(
         given, {"x": samples()}, engine="onnxruntime", options=cpu_options(threads=1)
@@ -220,7 +221,7 @@ def test_sixteen_bits_are_closer_to_float_than_eight(tmp_path: Path) -> None:
     for activations in ("u8", "u16"):
         given = saved(quantised(convnet(), tmp_path, activations=activations), tmp_path)
         product = TARGET.compile(given, None, job(tmp_path))
-        found = TARGET.answers(product, inputs, job(tmp_path))["y"]
+        found = TARGET.emulated(product, inputs, job(tmp_path))["y"]
         errors[activations] = float(np.square(found - exact).sum())
 
     assert errors["u16"] < errors["u8"]
@@ -243,12 +244,12 @@ def test_what_falls_back_is_named_and_counted(tmp_path: Path) -> None:
     given = saved(quantised(convnet(middle="Selu"), tmp_path), tmp_path)
 
     product = TARGET.compile(given, None, job(tmp_path))
-    found = TARGET.answers(product, {"x": samples(2)}, job(tmp_path))["y"]
+    found = TARGET.emulated(product, {"x": samples(2)}, job(tmp_path))["y"]
 
     assert product.placement is not None
     assert product.placement.fallback_ops == ("Selu",)
     assert product.placement.accelerator_macs == 1.0
-    assert "Selu 'middle' runs on the CPU" in product.notes[0]
+    assert "Selu 'middle' runs on the CPU" in product.notes[1]
     assert found.shape == (2, 5)
 
 
@@ -296,5 +297,29 @@ def test_the_engine_of_the_board_opens_what_was_compiled(tmp_path: Path) -> None
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])[0] == "QNNExecutionProvider"
-    emulated = TARGET.answers(product, {"x": samples()}, job(tmp_path))["y"]
+    emulated = TARGET.emulated(product, {"x": samples()}, job(tmp_path))["y"]
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), emulated)
+
+
+@needs("qnn")
+def test_all_samples_are_answered_by_the_graph_that_was_compiled(tmp_path: Path) -> None:
+    path = saved(quantised(convnet(), tmp_path), tmp_path / "m")
+    product = TARGET.compile(path, None, job(tmp_path))
+
+    found = TARGET.answers(product, {"x": samples(EMULATED + 4)}, job(tmp_path))["y"]
+
+    options = cpu_options(threads=1)
+    plain = answers(path, {"x": samples(EMULATED + 4)}, engine="onnxruntime", options=options)
+    np.testing.assert_array_equal(found, plain["y"])
+
+
+@needs("qnn")
+def test_a_graph_that_the_emulation_computes_otherwise_is_refused(tmp_path: Path) -> None:
+    product = TARGET.compile(
+        saved(quantised(convnet(), tmp_path), tmp_path / "m"), None, job(tmp_path)
+    )
+    # What the emulation holds is then not what the graph on the CPU says.
+    other = saved(quantised(convnet(middle="Sigmoid"), tmp_path), tmp_path / "other")
+
+    with pytest.raises(BuildError, match="does not compute what the graph says"):
+        TARGET.answers(replace(product, stand_in=other), {"x": samples()}, job(tmp_path))
