@@ -27,6 +27,11 @@ class EdgekitError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    @property
+    def with_hint(self) -> str:
+        """Message and hint in one line, as a reason among others."""
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
 
 class UsageError(EdgekitError):
     """The command line, a configuration, a profile or a recipe is not valid."""

@@ -4,10 +4,11 @@ Run: python -m benchmarks.build.lite0 [--crops 45] [--json FILE]
 
 Builds run as a user starts them, each in a process of its own: with the default budget, the same
 again from what the first one kept, with pruning, which a recipe asks for, and a budget of .85
-agreement, and for OpenVINO in place of onnxruntime. Figures to reach, on at least 400 crops with intervals over photographs: at most 120 s,
-2.2 times as fast as float at an agreement of .95 and 1.8 times at .97; 3 s for the second build;
-peak memory at most 6 times the float model and 500 MB. Speed-ups are ratios of CPU time taken in
-turns; a machine with other work still shifts them: read the load average beside it.
+agreement, and for OpenVINO in place of onnxruntime. Figures to reach, on at least 400 crops with
+intervals over photographs: at most 120 s, 2.2 times as fast as float at an agreement of .95 and 1.8
+times at .97; 3 s for the second build; peak memory at most 6 times the float model and 500 MB.
+Speed-ups are ratios of CPU time taken in turns; a machine with other work still shifts them: read
+the load average beside it.
 """
 
 from __future__ import annotations

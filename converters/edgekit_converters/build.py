@@ -10,16 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from edgekit.errors import BuildError, UsageError
+from edgekit.errors import BuildError, EngineError, UsageError
 from edgekit.profile import DeviceProfile, EngineSpec
-from edgekit_converters import gate
+from edgekit_converters import gate, placement
 from edgekit_converters.artefact import Made
 from edgekit_converters.assemble import assemble
 from edgekit_converters.bench import SOURCE, Bench, Line, Say
 from edgekit_converters.gate import Gate, Verdict
 from edgekit_converters.measure import Measurer
+from edgekit_converters.passes import KEEP
 from edgekit_converters.report import BundleReport, Rejected
-from edgekit_converters.search import KEEP
 from edgekit_converters.summary import Findings, Order
 from edgekit_converters.targets import Format, target_for
 from edgekit_converters.toolchains.pins import not_installed
@@ -114,13 +114,31 @@ def _lines(
         engine, hindrance = profile.engines[i], hindrances[i]
         target = target_for(engine)
         if target is None or hindrance is not None:
-            reason = f"{engine.name} on the {engine.accelerator}: {hindrance}"
-            rejected = Rejected(scheme=SOURCE, reason=reason, engine=engine.name)
-            lines.append(Line(None, rejected=(rejected,)))
+            told = [str(hindrance), *_not_covered(workshop, profile, engine)]
+            lines.append(_stopped(engine, "; ".join(told)))
             continue
         bench = Bench(workshop, profile, engine, target=target, measurer=measurer, say=say)
-        lines.append(bench.line())
+        try:
+            lines.append(bench.line())
+        except (BuildError, EngineError) as e:
+            # What stops one engine's tools says nothing of the board's others.
+            lines.append(_stopped(engine, e.with_hint))
     return lines
+
+
+def _not_covered(workshop: Workshop, profile: DeviceProfile, engine: EngineSpec) -> tuple[str, ...]:
+    """What the accelerator would not take: nobody is to install a tool chain and learn it then."""
+    target = target_for(engine)
+    if target is None or workshop.source.format != "onnx":
+        return ()
+    coverage = target.coverage(workshop.normal(engine).model, engine)
+    return placement.coverage_problems(coverage, placement.floor_of(profile, engine), engine)
+
+
+def _stopped(engine: EngineSpec, why: str) -> Line:
+    """A line of nothing but the reason for that."""
+    reason = f"{engine.name} on the {engine.accelerator}: {why}"
+    return Line(None, rejected=(Rejected(scheme=SOURCE, reason=reason, engine=engine.name),))
 
 
 def _hindrance(engine: EngineSpec, form: Format) -> str | None:

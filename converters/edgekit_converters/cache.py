@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 MAX_BYTES = 4 << 30
 
 _GOING = ".old-"
+# Operator lists of accelerators are YAML.
+_SOURCES = frozenset({".py", ".yaml"})
 
 T = TypeVar("T")
 
@@ -132,10 +134,19 @@ def key_of(*facts: object) -> str:
 
 @cache
 def code_digest() -> str:
-    """Identity of the code that makes and runs artefacts: another version keeps its own entries."""
+    """Identity of what makes and runs artefacts, code, lists and the engines that are here: another
+    version keeps its own entries."""
     digest = hashlib.sha256()
-    for folder in (Path(__file__).parent, Path(engines.__file__).parent):
-        for file in sorted(folder.rglob("*.py")):
-            digest.update(f"{file.relative_to(folder)}\n".encode())
-            digest.update(file.read_bytes())
+    for folder, file in sources():
+        digest.update(f"{file.relative_to(folder)}\n".encode())
+        digest.update(file.read_bytes())
+    digest.update(msgspec.json.encode(engines.versions(), order="deterministic"))
     return digest.hexdigest()
+
+
+def sources() -> Iterator[tuple[Path, Path]]:
+    """The files that decide what is made and found, each behind its package's folder."""
+    for folder in (Path(__file__).parent, Path(engines.__file__).parent):
+        for file in sorted(folder.rglob("*")):
+            if file.suffix in _SOURCES:
+                yield folder, file

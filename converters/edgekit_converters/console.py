@@ -50,7 +50,11 @@ class Console:
         if found.tried:
             self._line(f"  search     {_search(found)}")
         for rejected in found.rejected:
-            self._line(f"  rejected   {rejected.scheme}: {rejected.reason}", style="dim")
+            if rejected.scheme == SOURCE:
+                # Of this engine of the board nothing is in the bundle, or nothing in float.
+                self._line(f"  not made   {rejected.engine}: {rejected.reason}", style="yellow")
+            else:
+                self._line(f"  rejected   {rejected.scheme}: {rejected.reason}", style="dim")
         for note in found.notes:
             self._line(f"  note       {note}", style="dim")
         if found.path is not None and found.digest is not None:

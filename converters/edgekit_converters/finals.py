@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from edgekit.errors import EngineError
+from edgekit.errors import BuildError, EngineError
 from edgekit_converters import search
 from edgekit_converters.artefact import Made
 from edgekit_converters.measure import Timing, speedup, speedup_quartiles
@@ -110,16 +110,16 @@ def _retimed(trial: Trial, timings: tuple[Timing, Timing] | None) -> Trial:
     return msgspec.structs.replace(trial, cost=1 / speedup(parent, own), reasons=reasons)
 
 
-def _judged(scheme: Scheme, judged: Callable[[Scheme], Made]) -> Made | EngineError:
-    """The verdict on an artefact, or why the engine could not give answers to judge."""
+def _judged(scheme: Scheme, judged: Callable[[Scheme], Made]) -> Made | EngineError | BuildError:
+    """The verdict on an artefact, or why engine or simulator could not give answers to judge."""
     try:
         return judged(scheme)
-    except EngineError as e:
+    except (EngineError, BuildError) as e:
         return e
 
 
-def _taken_out(trial: Trial, found: Made | EngineError) -> Trial:
-    if isinstance(found, EngineError):
+def _taken_out(trial: Trial, found: Made | EngineError | BuildError) -> Trial:
+    if not isinstance(found, Made):
         whys: tuple[str, ...] = (found.message,)
     else:
         whys = (*found.verdict.reasons, *found.verdict.unproven)

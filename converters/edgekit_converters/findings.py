@@ -56,7 +56,7 @@ class Proof(Strict, frozen=True, kw_only=True):
 
 def failed(error: EdgekitError) -> Record:
     """The record of a scheme that could not be made or run."""
-    return Record(failure=f"{error.message} ({error.hint})" if error.hint else error.message)
+    return Record(failure=error.with_hint)
 
 
 def read_record(entry: Path) -> Record:

@@ -142,7 +142,7 @@ def fit(
         taken=taker is not None, memory_mb=memory_mb, available_mb=profile.memory_mb
     )
     if taker is not None and facts.peak_activation_bytes is not None and memory_mb is None:
-        reason = f"what {taker.engine} takes on a {taker.accelerator} is not known"
+        reason = f"the memory that {taker.engine} needs on the {taker.accelerator} is not known"
     return ProfileFit(
         profile=profile.name,
         fits=fits,
@@ -242,7 +242,7 @@ def _of_onnx(
         ).model
         found = target.coverage(model, engine)
     except BuildError as e:
-        return (f"{e.message} ({e.hint})" if e.hint else e.message,), ()
+        return (e.with_hint,), ()
     problems = (*_foreign_operators(model), *placement.coverage_problems(found, asked, engine))
     if target.style == "tensorrt":
         problems += graph_lint(model)
@@ -254,7 +254,8 @@ def _of_onnx(
 def _foreign_operators(model: onnx.ModelProto) -> tuple[str, ...]:
     """Operators of domains that no engine knows, each once."""
     found = {
-        f"operator {node.domain}.{node.op_type} is in no engine"
+        f"operator {node.domain}.{node.op_type} is in no engine (export the model with standard"
+        " operators in its place, or leave it out)"
         for graph in graphs_in(model.graph)
         for node in graph.node
         if node.domain not in _DOMAINS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import floor
 
 from edgekit.profile import DeviceProfile, EngineSpec, Placement
@@ -39,7 +40,7 @@ def coverage_problems(found: Coverage, asked: Placement, engine: EngineSpec) -> 
     Each names operators and what to do about them.
     """
     if found.refused:
-        return tuple(map(_told, found.refused[:_NAMED])) + _more(found.refused)
+        return _told(found.refused)
     below = found.accelerator_macs is not None and (
         found.accelerator_macs < asked.min_accelerator_macs
     )
@@ -50,12 +51,12 @@ def coverage_problems(found: Coverage, asked: Placement, engine: EngineSpec) -> 
         f"{_share(found.accelerator_macs)} of the MACs would run on the {engine.accelerator}, the"
         f" profile asks for {asked.min_accelerator_macs:.2f}"
     )
-    return (share, *map(_told, found.fallback[:_NAMED]), *_more(found.fallback))
+    return (share, *_told(found.fallback))
 
 
 def beside(found: Coverage) -> tuple[str, ...]:
     """What would run on the CPU beside the accelerator: operators by name, and why."""
-    return tuple(map(_told, found.fallback[:_NAMED])) + _more(found.fallback)
+    return _told(found.fallback)
 
 
 def linted(found: Coverage) -> Found:
@@ -68,21 +69,47 @@ def linted(found: Coverage) -> Found:
 
 
 def contract(found: Found | None, asked: Placement) -> Placement:
-    """What the manifest promises: the profile's floor, and which operators are on the CPU."""
+    """What the manifest holds a board to: the share that was found, and what is on the CPU.
+
+    A lint may be wrong in either direction, so what is only linted promises the profile's floor.
+    """
     operators = {*asked.fallback_ops, *(found.fallback_ops or () if found else ())}
-    return Placement(
-        min_accelerator_macs=asked.min_accelerator_macs, fallback_ops=tuple(sorted(operators))
+    least = asked.min_accelerator_macs
+    if found is not None and found.accelerator_macs is not None and found.evidence != "linted":
+        least = max(least, floor(found.accelerator_macs * 100) / 100)
+    return Placement(min_accelerator_macs=least, fallback_ops=tuple(sorted(operators)))
+
+
+def unknown(found: Found | None, asked: Placement, engine: EngineSpec) -> tuple[str, ...]:
+    """That nobody can say whether a floor is held; empty where somebody can, or none is asked."""
+    if engine.accelerator == "cpu" or asked.min_accelerator_macs == 0:
+        return ()
+    if found is not None and found.accelerator_macs is not None:
+        return ()
+    return (
+        f"what share of the MACs runs on the {engine.accelerator} is not known here; the profile"
+        f" asks for {asked.min_accelerator_macs:.2f}",
     )
 
 
-def _told(finding: Finding) -> str:
-    what = f"{finding.operator} {finding.node!r}" if finding.operator else repr(finding.node)
-    return f"{what}: {finding.reason}" + (f" ({finding.instead})" if finding.instead else "")
+def _told(findings: Sequence[Finding]) -> tuple[str, ...]:
+    """The first few, those of one operator and reason together, and how many more there are."""
+    alike: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in findings:
+        # Of a tensor the name is all there is.
+        what = finding.operator or finding.node
+        alike.setdefault((what, finding.reason, finding.instead), []).append(finding)
+    groups = list(alike.values())
+    rest = sum(map(len, groups[_NAMED:]))
+    return (*map(_in_words, groups[:_NAMED]), *((f"and {rest} more",) if rest else ()))
 
 
-def _more(findings: tuple[Finding, ...]) -> tuple[str, ...]:
-    rest = len(findings) - _NAMED
-    return (f"and {rest} more",) if rest > 0 else ()
+def _in_words(alike: Sequence[Finding]) -> str:
+    first = alike[0]
+    what = f"{first.operator} {first.node!r}" if first.operator else repr(first.node)
+    if len(alike) > 1:
+        what += f" and {len(alike) - 1} more of them"
+    return f"{what}: {first.reason}" + (f" ({first.instead})" if first.instead else "")
 
 
 def _share(value: float) -> str:

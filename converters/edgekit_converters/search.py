@@ -19,11 +19,8 @@ from collections.abc import Iterator, Sequence
 
 from edgekit.structs import Strict
 from edgekit_converters.blocks import Block
-from edgekit_converters.passes import Scheme, Step
+from edgekit_converters.passes import KEEP, Scheme, Step
 from edgekit_converters.targets import step_of
-
-KEEP = "keep_float"
-"""The option by which a pass leaves nodes in float."""
 
 NEAR_TIE = 0.05
 """Costs that differ by less than this share are equal: a machine does not tell them apart."""

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from edgekit.structs import Strict
 from edgekit_converters.blocks import Block
-from edgekit_converters.passes import Scheme
+from edgekit_converters.passes import KEEP, Scheme
 from edgekit_converters.passes.edits import kept_label
 from edgekit_converters.report import BlockEffect, Study, Tried
-from edgekit_converters.search import KEEP
 
 
 class _Probe(Strict, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgekit.manifest import canonical
 from edgekit.profile import DeviceProfile, EngineSpec, Evidence
 from edgekit.signing import SigningKey
-from edgekit_converters import evidence, report
+from edgekit_converters import evidence, placement, report
 from edgekit_converters.artefact import Made
 from edgekit_converters.blocks import blocks_of
 from edgekit_converters.gate import Gate
@@ -68,6 +68,8 @@ def summarise(workshop: Workshop, findings: Findings, *, digest: str | None) -> 
     parts = workshop.parts
     notes = [*workshop.notes, *parts.notes, *findings.notes]
     for made in findings.variants.values():
+        floor = placement.floor_of(findings.profile, made.engine)
+        notes += placement.unknown(made.product.placement, floor, made.engine)
         notes += [*made.product.notes, *([made.rerun.note] if made.rerun.note else [])]
         if workshop.source.format == "onnx":
             normal = workshop.normal(made.engine)

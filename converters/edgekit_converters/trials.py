@@ -42,6 +42,7 @@ from edgekit_converters.pinned import Rerun
 from edgekit_converters.source import TfliteSource
 from edgekit_converters.targets import Job, Product, Target
 from edgekit_converters.toolchains import TOOLCHAINS
+from edgekit_converters.toolchains.driving import LimitBroken
 from edgekit_converters.toolchains.environments import lock_sha256, state
 from edgekit_converters.workshop import Arrays, Part, Workshop
 from edgekit_runtime.engines import ENGINES, Session
@@ -117,8 +118,8 @@ class Trials:
             found = self._found(scheme, probe=probe)
             if not probe:
                 files |= product_files(self.product(scheme))
-        except (EngineError, ToolChainMissing) as e:
-            # It may have lacked memory or a tool; the next build asks again.
+        except (EngineError, ToolChainMissing, LimitBroken) as e:
+            # It may have lacked memory, time or a tool; the next build asks again.
             return failed(e)
         except BuildError as e:
             found = failed(e)
@@ -128,7 +129,7 @@ class Trials:
         finally:
             if probe and scheme.name in self._products:
                 # Nobody asks for it again, and there are many.
-                self._products.pop(scheme.name).path.unlink()
+                self._remove(self._products.pop(scheme.name))
         files["record"] = msgspec.json.encode(found)
         self._workshop.cache.put("trial", key, files)
         return found
@@ -198,6 +199,12 @@ class Trials:
         found = {name: joined([timings[name] for timings in taken]) for name in files}
         self._workshop.cache.put("timing", key, {"timings": msgspec.json.encode(found)})
         return found
+
+    def _remove(self, product: Product) -> None:
+        """Remove a product's own files; those in shared folders are others' too."""
+        for path in (product.path, product.stand_in):
+            if path is not None and path.parent == self._workshop.scratch:
+                path.unlink(missing_ok=True)
 
     def _found(self, scheme: Scheme, *, probe: bool) -> Record:
         product = self.product(scheme)

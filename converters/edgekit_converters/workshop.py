@@ -188,7 +188,7 @@ class Workshop:
 
     def shared(self, kind: str, facts: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         """A folder that `make` filled once for these facts; see `targets.Job.shared`."""
-        key = key_of(code_digest(), facts)
+        key = key_of(code_digest(), self.tools, facts)
         folder = self.scratch / f"{kind}-{key[:16]}"
         if folder.is_dir():
             return folder
@@ -199,6 +199,8 @@ class Workshop:
             return shutil.copytree(entry, staged)
 
         if self.cache.recall(kind, key, copied) is None:
+            # An entry that goes while it is copied leaves a part of it.
+            shutil.rmtree(staged, ignore_errors=True)
             staged.mkdir()
             make(staged)
             self.cache.put(kind, key, {file.name: file for file in staged.iterdir()})

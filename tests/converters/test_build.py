@@ -27,6 +27,7 @@ from tests.converters.building import (
     write_data,
     write_model,
 )
+from tests.converters.chains import needs
 from tests.converters.tflite_models import write_dense
 
 
@@ -280,6 +281,26 @@ def test_coral_says_why_the_edge_tpu_is_left_out(tmp_path: Path) -> None:
 
     assert [(v.engine, v.accelerator) for v in found.variants] == [("litert", "cpu")]
     assert "the compiler takes integer models" in found.rejected[0].reason
+
+
+@needs("onnx2tf", "litert-quantizer", "vela")
+def test_an_engine_that_cannot_be_built_for_leaves_the_others(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    board = tmp_path / "board.yaml"
+    board.write_text(
+        "name: board\nextends: generic-x86_64\nengines:\n"
+        "  - {name: onnxruntime, version: '1.31'}\n"
+        "  - {name: litert, version: '2.3', accelerator: npu, precisions: [int8],"
+        " providers: [{name: x, options: {accelerator_config: ethos-u99}}]}\n"
+        "quality: {evidence: linted, checked: '2026-11-22', sources: ['https://example.com']}\n"
+    )
+
+    found = build_for(str(board), model, tmp_path, data=data)
+
+    assert {variant.engine for variant in found.variants} == {"onnxruntime"}
+    reasons = [entry.reason for entry in found.rejected if entry.engine == "litert"]
+    assert any("do not name an Ethos-U" in reason for reason in reasons)
 
 
 def test_a_profile_without_an_engine_for_the_format_is_refused(tmp_path: Path) -> None:

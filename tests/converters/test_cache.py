@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekit_converters.cache import Cache, key_of
+from edgekit_converters.cache import Cache, key_of, sources
+from edgekit_runtime.engines import versions
 
 
 def found(cache: Cache, key: str) -> dict[str, bytes] | None:
@@ -113,6 +114,14 @@ def test_two_builds_that_put_the_same_entry_at_once_both_go_on(tmp_path: Path) -
     for n in range(50):
         assert found(Cache(tmp_path), str(n)) == {"a": bytes(2000), "b": b"end"}
     assert len(list((tmp_path / "trial").iterdir())) == 50
+
+
+def test_what_is_kept_depends_on_code_on_operator_lists_and_on_engines() -> None:
+    names = {str(file.relative_to(folder)) for folder, file in sources()}
+
+    assert {"trials.py", "toolchains/drivers/rknn.py", "targets/lists/rknn.yaml"} <= names
+    assert "litert.py" in names
+    assert {"onnxruntime", "litert"} <= versions().keys()
 
 
 def test_a_key_depends_on_every_fact_and_not_on_the_order_of_names() -> None:

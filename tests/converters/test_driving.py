@@ -16,6 +16,7 @@ import pytest
 from edgekit.errors import BuildError, ToolChainMissing
 from edgekit_converters.toolchains import ToolChain, logs
 from edgekit_converters.toolchains.driving import Limits, drive
+from tests.converters.integer_tflite_models import write_convnet
 from tests.converters.tiny_toolchains import add
 
 NAME = "shell"
@@ -252,12 +253,33 @@ def test_half_a_file_does_not_outlive_the_tool_that_died_writing_it(tmp_path: Pa
     assert not made.exists()
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".onnx", ".rknn", ".tflite"])
+def test_a_file_that_is_not_of_its_kind_is_no_artefact(suffix: str, tmp_path: Path) -> None:
+    made = tmp_path / f"model{suffix}"
+    body = f"open({str(made)!r}, 'w').write('disk quota exceeded')\nreturn {{}}"
+
+    said = failure(tmp_path, body, produces=[made])
+
+    assert said == f"wrote a model{suffix} that is no {suffix} file: it said nothing"
+    assert not made.exists()
+
+
+def test_a_model_that_is_cut_off_is_no_artefact(tmp_path: Path) -> None:
+    whole, made = write_convnet(tmp_path / "whole.tflite"), tmp_path / "model.tflite"
+    body = (
+        f"whole = open({str(whole)!r}, 'rb').read()\n"
+        f"open({str(made)!r}, 'wb').write(whole[:100])\nreturn {{}}"
+    )
+
+    assert "no .tflite file" in failure(tmp_path, body, produces=[made])
+
+
 def test_what_was_made_is_left_where_it_was_asked_for(tmp_path: Path) -> None:
-    made = tmp_path / "model.tflite"
+    made = tmp_path / "model.hef"
 
-    run(tmp_path, f"open({str(made)!r}, 'w').write('TFL3')\nreturn {{}}", produces=[made])
+    run(tmp_path, f"open({str(made)!r}, 'w').write('HEF')\nreturn {{}}", produces=[made])
 
-    assert made.read_text() == "TFL3"
+    assert made.read_text() == "HEF"
 
 
 def test_a_reply_that_is_no_json_is_refused(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_a_model_fits_a_board_that_has_the_memory_and_the_engine(tmp_path: Path)
     assert (pi["fits"], pi["engine"]) == ("yes", "onnxruntime on cpu")
     assert pi["memory_mb"] < pi["available_mb"]
     assert jetson["fits"] == "unknown"
-    assert jetson["reasons"] == ["what onnxruntime takes on a gpu is not known"]
+    assert jetson["reasons"] == ["the memory that onnxruntime needs on the gpu is not known"]
 
 
 def test_a_model_of_an_unknown_domain_fits_no_board(tmp_path: Path) -> None:

@@ -13,7 +13,13 @@ from edgekit import profile
 from edgekit.errors import UsageError
 from edgekit.profile import DeviceProfile, EngineSpec, Placement
 from edgekit_converters.build import chosen
-from edgekit_converters.placement import contract, coverage_problems, floor_of, problems
+from edgekit_converters.placement import (
+    contract,
+    coverage_problems,
+    floor_of,
+    problems,
+    unknown,
+)
 from edgekit_converters.targets import Coverage, Finding, Found
 
 NPU = EngineSpec(name="litert", version="2.3", accelerator="npu", precisions=("int8",))
@@ -57,18 +63,44 @@ def test_what_cannot_be_made_names_operator_node_reason_and_remedy() -> None:
 
 
 def test_a_lint_below_the_floor_names_the_operators_that_fall_back() -> None:
-    coverage = Coverage(fallback=(SOFTMAX,) * 6, accelerator_macs=0.5)
+    others = tuple(
+        Finding(node=f"n{i}", operator=f"Op{i}", reason="is not in the list") for i in range(5)
+    )
+    coverage = Coverage(fallback=(SOFTMAX, *others, SOFTMAX), accelerator_macs=0.5)
     texts = coverage_problems(coverage, Placement(min_accelerator_macs=0.9), NPU)
     assert texts[0].startswith("0.50 of the MACs would run on the npu")
-    assert texts[1].startswith("Softmax 'head'")
+    assert texts[1] == "Softmax 'head' and 1 more of them: has no int8 form (leave it out)"
+    assert texts[2] == "Op0 'n0': is not in the list"
     assert texts[-1] == "and 2 more"
 
 
-def test_the_manifest_promises_the_floor_and_names_what_falls_back() -> None:
+def test_the_manifest_promises_what_a_tool_found_and_names_what_falls_back() -> None:
     asked = Placement(min_accelerator_macs=0.9, fallback_ops=("Softmax",))
-    promised = contract(found(0.95, "Resize"), asked)
-    assert promised.min_accelerator_macs == 0.9
+    promised = contract(found(0.957, "Resize"), asked)
+    assert promised.min_accelerator_macs == 0.95
     assert promised.fallback_ops == ("Resize", "Softmax")
+
+
+def test_what_was_only_linted_promises_the_floor() -> None:
+    linted = Found(accelerator_macs=1.0, fallback_ops=(), evidence="linted")
+    asked = Placement(min_accelerator_macs=0.9)
+    assert contract(linted, asked).min_accelerator_macs == 0.9
+    assert contract(None, asked).min_accelerator_macs == 0.9
+
+
+@given(share=SHARES, floor=SHARES)
+def test_a_promise_never_asks_for_more_than_was_found_nor_for_less_than_the_profile(
+    share: float, floor: float
+) -> None:
+    promised = contract(found(share), Placement(min_accelerator_macs=floor)).min_accelerator_macs
+    assert floor <= promised <= max(share, floor)
+
+
+def test_a_share_that_nobody_knows_is_said_where_the_profile_asks_for_one() -> None:
+    (text,) = unknown(None, Placement(min_accelerator_macs=0.9), NPU)
+    assert "is not known here; the profile asks for 0.90" in text
+    assert unknown(found(0.95), Placement(min_accelerator_macs=0.9), NPU) == ()
+    assert unknown(None, Placement(min_accelerator_macs=0.9), CPU) == ()
 
 
 def test_only_accelerators_have_a_floor() -> None:

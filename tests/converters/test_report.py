@@ -30,7 +30,7 @@ from edgekit_converters.blocks import Block
 from edgekit_converters.cache import Cache
 from edgekit_converters.commands import build as build_command
 from edgekit_converters.metrics.changes import ClassChange
-from edgekit_converters.passes import PASSES, Scheme
+from edgekit_converters.passes import KEEP, PASSES, Scheme
 from edgekit_converters.passes.edits import kept_label
 from edgekit_converters.report import (
     MEASUREMENTS,
@@ -41,7 +41,6 @@ from edgekit_converters.report import (
     VariantReport,
 )
 from edgekit_converters.scatter import Point, pareto, scatter
-from edgekit_converters.search import KEEP
 from edgekit_converters.sections.again import as_yaml, recipe_of
 from edgekit_converters.sections.numbers import megabytes, share
 from edgekit_converters.study import studies

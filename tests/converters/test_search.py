@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit_converters.blocks import Block
-from edgekit_converters.passes import PASSES, Scheme, Step
+from edgekit_converters.passes import KEEP, PASSES, Scheme, Step
 from edgekit_converters.search import (
     ALIKE,
     CLEARLY_SMALLER,
-    KEEP,
     NEAR_TIE,
     Space,
     Trial,

@@ -8,6 +8,7 @@ told, and that other boards of the same command are built.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import ModelProto, TensorProto, helper
 
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, StorageError
 from edgekit.inspect import inspect
 from edgekit_converters.commands import build
 from edgekit_converters.toolchains import environments, logs, toolchain
@@ -141,8 +142,9 @@ def built(folder: Path, *boards: str, source: ModelProto | None = None) -> Resul
 def failure(run: Result) -> str:
     """What one board failed of, while the machine's own was built; the message of the command."""
     document = json.loads(run.stdout)
-    assert [found["profile"] for found in document["bundles"]] == [HERE]
-    assert Path(document["bundles"][0]["path"]).is_file()
+    (made,) = [found for found in document["bundles"] if found["path"] is not None]
+    assert made["profile"] == HERE
+    assert Path(made["path"]).is_file()
     assert [failed["profile"] for failed in document["failed"]] == ["rv1106"]
     assert isinstance(run.exception, EdgekitError)
     assert run.exception.exit_code == 3
@@ -165,9 +167,9 @@ for name in ("model.model", "model.data", "model.quantization.cfg"):
         ("os.kill(os.getpid(), signal.SIGSEGV)", "died by signal 11 (SIGSEGV)"),
         ("raise SystemExit('E load: bad graph')", "refused: E load: bad graph"),
         (
-            f"{_WRITES}if request['artifact']:\n"
+            f"{_WRITES}if request.get('artifact'):\n"
             "    Path(request['artifact']).write_text('nonsense')\ndone(layers=[], kept=[])",
-            "which is not an .rknn file",
+            "that is no .rknn file: ",
         ),
         ("time.sleep(60)", "took longer than 3 s"),
         ("held = b'x' * (300 << 20)\ntime.sleep(60)", "grew beyond 200 MB of memory"),
@@ -178,15 +180,15 @@ def test_a_tool_that_fails_is_told_in_one_line_and_other_boards_are_built(
     body: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hasty = Limits(time_s=3, memory_bytes=200 * MB)
+    assert drive.__kwdefaults__ is not None
     monkeypatch.setitem(drive.__kwdefaults__, "limits", hasty)
     stand_in("rknn", body)
 
     message = failure(built(tmp_path, "rv1106", HERE))
 
     assert said in message
-    if "not an .rknn" not in said:
-        log = message.partition("; log: ")[2].split()[0].rstrip(";,)")
-        assert Path(log).is_file()
+    log = message.partition("; log: ")[2].split()[0].rstrip(";,)")
+    assert Path(log).is_file()
 
 
 def spoil_nothing(folder: Path) -> None:
@@ -219,6 +221,19 @@ def test_a_tool_chain_that_is_not_whole_is_told_with_the_command_that_mends_it(
     assert said in message
     assert "edgekit doctor --install rknn" in message
     assert not logs.home().exists()
+
+
+def test_a_full_disk_is_told_as_such_and_asked_again_by_the_next_build(tmp_path: Path) -> None:
+    folder = stand_in("rknn", "raise SystemExit('OSError: [Errno 28] No space left on device')")
+
+    run = built(tmp_path, "rv1106", HERE)
+
+    assert isinstance(run.exception, StorageError)
+    assert "is on a full disk: tool chain rknn refused" in run.exception.message
+    assert [found["profile"] for found in json.loads(run.stdout)["bundles"]] == [HERE]
+    shutil.rmtree(folder)
+    stand_in("rknn", "")
+    assert "ended without a reply" in failure(built(tmp_path, "rv1106", HERE))
 
 
 def test_a_python_that_does_not_run_is_told_with_what_mends_it(tmp_path: Path) -> None:
@@ -256,7 +271,7 @@ def test_a_model_that_is_not_taken_reaches_no_tool_and_other_boards_are_built(
     tmp_path: Path,
 ) -> None:
     stand_in("rknn", "raise SystemExit('it was started')")
-    hidden = 8
+    hidden = 10
     nodes = [
         node("Reshape", ["image", "steps"], ["s"], "steps"),
         node("LSTM", ["s", "W", "R"], ["", "h"], "memory", hidden_size=hidden),

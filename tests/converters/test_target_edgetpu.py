@@ -219,7 +219,7 @@ def test_without_the_compiler_nothing_is_made_and_the_reason_names_it(
         ("echo 'Internal compiler error. Aborting!'; exit 0", "Internal compiler error. Aborting!"),
         ("echo 'Invalid model: given.tflite'; exit 1", "Invalid model: given.tflite"),
         (": > given_edgetpu.tflite", "empty model.tflite"),
-        ("echo 'no model' > given_edgetpu.tflite", "wrote a file that is no TFLite model"),
+        ("echo 'no model' > given_edgetpu.tflite", "wrote a model.tflite that is no .tflite file"),
         ("for last; do :; done; cp $last given_edgetpu.tflite", "put nothing on the Edge TPU"),
         ("kill -SEGV $$", "it wrote no file, and no reason"),
     ],

@@ -19,9 +19,10 @@ from edgekit.manifest import TensorSpec
 from edgekit.profile import EngineSpec, Provider
 from edgekit_converters.calibrate import Calibration
 from edgekit_converters.targets import Job, Product
-from edgekit_converters.targets.rknn import MAGIC, TARGET, platform_of, rules_for
+from edgekit_converters.targets.rknn import TARGET, platform_of, rules_for
 from edgekit_converters.targets.rknn_given import Options, prepared, recorded, with_record
 from edgekit_converters.targets.rknn_layers import Layer, cycles_of, macs_of, placement_of
+from edgekit_runtime.engines.rknn import MAGIC
 from tests.converters.chains import needs
 from tests.converters.graph_models import answer, model, node, noise, normal_form
 from tests.converters.target_jobs import job_of

@@ -16,11 +16,12 @@ from edgekit_converters import source
 from edgekit_converters.cache import Cache
 from edgekit_converters.evaluate import noise_of
 from edgekit_converters.passes import PASSES, Scheme, Step
-from edgekit_converters.targets import Job, Product
+from edgekit_converters.targets import TARGETS, Job, Product, Target
 from edgekit_converters.targets.onnxruntime_cpu import OnnxRuntimeCpu
 from edgekit_converters.trials import Trials
 from edgekit_converters.workshop import Workshop
 from tests.converters.building import HERE, Stopwatch, write_data, write_model
+from tests.converters.chains import needs
 
 STATIC = PASSES.get("static-int8")
 INT8 = Scheme(steps=(STATIC.step({}),))
@@ -59,7 +60,11 @@ def opened(tmp_path: Path) -> Open:
     builds = 0
 
     def open_(
-        *, recipe: Recipe | None = None, target: OnnxRuntimeCpu | None = None, watch: Stopwatch
+        *,
+        recipe: Recipe | None = None,
+        target: Target | None = None,
+        watch: Stopwatch,
+        engine: str = "onnxruntime",
     ) -> Trials:
         nonlocal builds
         builds += 1
@@ -74,8 +79,8 @@ def opened(tmp_path: Path) -> Open:
             cache=Cache(tmp_path / "cache"),
         )
         board: DeviceProfile = profile.find(HERE)
-        engine = next(engine for engine in board.engines if engine.name == "onnxruntime")
-        return Trials(workshop, board, engine, target=target or OnnxRuntimeCpu(), measurer=watch)
+        spec = next(spec for spec in board.engines if spec.name == engine)
+        return Trials(workshop, board, spec, target=target or OnnxRuntimeCpu(), measurer=watch)
 
     return open_
 
@@ -132,6 +137,20 @@ def test_a_probe_that_turns_out_worth_shipping_is_timed(opened: Open) -> None:
     assert made.selection == probed.selection
     assert made.timing is not None
     assert trials.product(WITHOUT_HEAD).path.is_file()
+
+
+@needs("onnx2tf", "litert-quantizer")
+def test_a_probe_leaves_alone_what_others_share(opened: Open) -> None:
+    litert = TARGETS.get("litert")
+    mixed = Scheme(steps=(litert.step({"keep_float": ("matmul",)}),))
+    trials = opened(watch=Stopwatch(), target=litert, engine="litert")
+
+    probed = trials.record(mixed, probe=True)
+    made = trials.record(mixed)
+
+    assert probed.failure is None
+    assert made.failure is None
+    assert trials.product(mixed).path.is_file()
 
 
 def test_what_a_pass_refuses_is_a_failure_with_its_reason_also_from_the_cache(

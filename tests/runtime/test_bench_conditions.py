@@ -123,6 +123,17 @@ def test_a_counter_that_grows_voids_a_run_and_an_old_count_does_not() -> None:
     assert "from 7 to 9" in reason
 
 
+def test_a_raspberry_pi_that_was_throttled_in_between_voids_a_run(tmp_path: Path) -> None:
+    before = conditions.read(system(tmp_path, {PI_FLAGS: "0\n"}), at_s=0.0, tools=False)
+    after = conditions.read(system(tmp_path, {PI_FLAGS: "40000\n"}), at_s=9.0, tools=False)
+
+    found = during([], before=before, after=after)
+
+    assert conditions.reasons_void(found, max_clock_drop=0.1) == (
+        "the board was throttled: throttled since start went from 0 to 1",
+    )
+
+
 def test_a_board_throttled_at_any_moment_voids_a_run_and_says_when() -> None:
     hot = [Reading(at_s=2.5, throttled=("throttled",)), Reading(at_s=3.0, throttled=("throttled",))]
 

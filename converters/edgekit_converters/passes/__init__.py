@@ -19,6 +19,9 @@ from edgekit.registry import Registry
 from edgekit.structs import Strict
 from edgekit_converters.calibrate import Calibration
 
+KEEP = "keep_float"
+"""The option by which a step leaves nodes in float."""
+
 Style = Literal["onnxruntime", "tensorrt", "qnn", "openvino"]
 Kind = Literal["rewrite", "preparation", "precision"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from math import isfinite
 
+from edgekit_converters.passes import KEEP
 from edgekit_converters.plots import mirrored
 from edgekit_converters.report import BlockEffect, BundleReport, Details, Study, VariantReport
-from edgekit_converters.search import KEEP
 from edgekit_converters.sections import Section
 from edgekit_converters.sections.markup import (
     clipped,

@@ -20,7 +20,8 @@ from edgekit_converters.usage import int8_share
 _MOST_OPERATORS = 60
 _MEANING = {
     "executed": "Ran here, on the machine that it is for.",
-    "simulated": "The same engine ran it on another machine: this shows the arithmetic, no speed.",
+    "simulated": "Its arithmetic was run elsewhere: by the same engine on another machine, by the"
+    " vendor's simulator, or as what the compiler was given. This shows answers, no speed.",
     "estimated": "Computed by a model of the hardware.",
     "linted": "Checked against the rules of the engine, not run on it.",
 }

@@ -136,7 +136,10 @@ def _open_inputs(model: onnx.ModelProto, rules: Rules) -> Iterator[Finding]:
         sizes = _declared(value)
         if _is_open(value):
             shown = "of unknown rank" if sizes is None else list(sizes)
-            example = "x".join(map(str, [1, *(sizes or ())[1:]])).replace("-1", "SIZE")
+            # An open first axis is the batch.
+            first, rest = (sizes or ())[:1], (sizes or ())[1:]
+            told = [*("1" if size == -1 else str(size) for size in first), *map(str, rest)]
+            example = "x".join(told).replace("-1", "SIZE") or "SHAPE"
             yield Finding(
                 node=value.name,
                 operator="",

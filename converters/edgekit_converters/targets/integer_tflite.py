@@ -20,13 +20,11 @@ from edgekit.errors import BuildError, RecipeError
 from edgekit.profile import DeviceProfile, EngineSpec
 from edgekit.recipe import Option
 from edgekit_converters import tflite
-from edgekit_converters.passes import Step, Style
+from edgekit_converters.passes import KEEP, Step, Style
 from edgekit_converters.targets import Coverage, Format, Job, Product
 from edgekit_converters.targets.tflite import chain
 from edgekit_converters.toolchains import environments
 from edgekit_runtime.engines.batches import SampleArrays
-
-_KEEP = "keep_float"
 
 
 class IntegerTflite(ABC):
@@ -53,12 +51,10 @@ class IntegerTflite(ABC):
         model: onnx.ModelProto,  # noqa: ARG002
         engine: EngineSpec,  # noqa: ARG002
     ) -> tuple[Step, ...]:
-
         self._require_integer(given)
         return tuple(_all_integer(step) for step in chain.offers(given, name=self.name))
 
     def step(self, options: Mapping[str, Option]) -> Step:
-
         self._require_integer(options)
         return _all_integer(chain.step(options, name=self.name))
 
@@ -96,7 +92,6 @@ class IntegerTflite(ABC):
         """
 
     def answers(self, product: Product, inputs: SampleArrays, job: Job) -> dict[str, NDArray[Any]]:
-
         return chain.answers(product.stand_in or product.path, product.options, inputs, job)
 
     def source_precision(self, engine: EngineSpec, artifact: Path) -> str:  # noqa: ARG002
@@ -106,22 +101,21 @@ class IntegerTflite(ABC):
         return {"threads": engine.threads}
 
     def _require_integer(self, options: Mapping[str, Option]) -> None:
-        if options.get(_KEEP):
+        if options.get(KEEP):
             raise RecipeError(
-                f"option {_KEEP} of {self.name}: its accelerator computes in integers only",
-                hint=f"leave {_KEEP} out",
+                f"option {KEEP} of {self.name}: its accelerator computes in integers only",
+                hint=f"leave {KEEP} out",
             )
 
 
 def _all_integer(step: Step) -> Step:
     """The step without the option that leaves nodes in float: a search is not to try it."""
-    options = {name: value for name, value in step.options.items() if name != _KEEP}
+    options = {name: value for name, value in step.options.items() if name != KEEP}
     return msgspec.structs.replace(step, options=options)
 
 
 def with_conversion(rules: Coverage, model: onnx.ModelProto) -> Coverage:
     """Coverage by an accelerator's rules, with what stops the conversion to TFLite before."""
-
     stopped = chain.coverage(model).refused
     told = {finding.node for finding in stopped}
     refused = (*stopped, *(finding for finding in rules.refused if finding.node not in told))

@@ -19,7 +19,7 @@ import msgspec
 import onnx
 from numpy.typing import NDArray
 
-from edgekit.errors import BuildError, EngineNotInstalled
+from edgekit.errors import BuildError
 from edgekit.profile import DeviceProfile, EngineSpec, Evidence
 from edgekit.recipe import Option
 from edgekit.structs import Strict
@@ -31,6 +31,7 @@ from edgekit_converters.targets.coverage import coverage_of
 from edgekit_converters.targets.lists import Rules, rules_of
 from edgekit_converters.targets.onnxruntime_cpu import cores_here, precision_of, version_lint
 from edgekit_converters.toolchains.driving import drive
+from edgekit_runtime.engines import versions
 from edgekit_runtime.engines.batches import SampleArrays
 from edgekit_runtime.engines.openvino import ENGINE, parse
 
@@ -121,31 +122,13 @@ class OpenVino:
         options = self.options_here(job.profile, job.engine)
         if _is_installed():
             return engines.answers(product.path, inputs, engine=NAME, options=options)
-        stem = job.folder / f"{product.path.stem}.samples"
-        given, taken = stem.with_suffix(".in.npz"), stem.with_suffix(".out.npz")
-        whole.write_samples(given, job.inputs, inputs)
         parsed = parse(options)
-        try:
-            drive(
-                TOOLCHAIN,
-                {
-                    "task": "run",
-                    "model": str(product.path.absolute()),
-                    "device": parsed.device,
-                    "properties": parsed.properties,
-                    "names": [spec.name for spec in job.inputs],
-                    "samples": str(given.absolute()),
-                    "tensors": [spec.name for spec in job.outputs],
-                    "outputs": str(taken.absolute()),
-                },
-                driver="openvino",
-                folder=job.folder,
-                produces=[taken],
-            )
-            return whole.read_outputs(taken, job.outputs)
-        finally:
-            given.unlink(missing_ok=True)
-            taken.unlink(missing_ok=True)
+        request = {
+            "model": str(product.path.absolute()),
+            "device": parsed.device,
+            "properties": parsed.properties,
+        }
+        return whole.answers_in(TOOLCHAIN, request, inputs, job, driver="openvino")
 
     def source_precision(self, engine: EngineSpec, artifact: Path) -> str:
         found = precision_of(onnx.load_model(artifact, load_external_data=False))
@@ -174,9 +157,19 @@ class OpenVino:
 
 
 def device_of(engine: EngineSpec) -> str:
-    """The device that a profile names in an option of a provider, or its accelerator's."""
+    """The device that a profile names in an option of a provider, or its accelerator's.
+
+    Raises:
+        BuildError: the engine opens no such device.
+    """
     named = [p.options["device"] for p in engine.providers if "device" in p.options]
-    return str(named[0]) if named else _DEVICES.get(engine.accelerator, "CPU")
+    device = str(named[0]) if named else _DEVICES.get(engine.accelerator, "CPU")
+    if device not in _DEVICES.values():
+        raise BuildError(
+            f"provider option device of engine {engine.name} is {device!r}",
+            hint=f"give one of {', '.join(_DEVICES.values())}",
+        )
+    return device
 
 
 def _rules(engine: EngineSpec) -> Rules:
@@ -236,7 +229,7 @@ def _placement(model: onnx.ModelProto, path: Path, job: Job) -> Found:
         operators = tuple(sorted({kind for _, kind in reply["left"]}))
         # Of operations left out the MACs are not known: OpenVINO names its own, not the file's.
         share = None if operators else 1.0
-        return Found(accelerator_macs=share, fallback_ops=operators, evidence="executed")
+        return Found(accelerator_macs=share, fallback_ops=operators, evidence="estimated")
     found = coverage_of(model, _rules(job.engine))
     away = (*found.refused, *found.fallback)
     return Found(
@@ -247,11 +240,7 @@ def _placement(model: onnx.ModelProto, path: Path, job: Job) -> Found:
 
 
 def _is_installed() -> bool:
-    try:
-        ENGINE.version()
-    except EngineNotInstalled:
-        return False
-    return True
+    return NAME in versions()
 
 
 def _label(options: Options) -> str:

@@ -23,9 +23,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from edgekit.errors import BuildError, RecipeError
+from edgekit.errors import BuildError
 from edgekit.profile import DeviceProfile, EngineSpec, Evidence
-from edgekit.recipe import Option
 from edgekit_converters.data import spread
 from edgekit_converters.evaluate import noise_of
 from edgekit_converters.macs import macs_by_node
@@ -33,7 +32,8 @@ from edgekit_converters.normalise import serialise
 from edgekit_converters.passes import Step, Style
 from edgekit_converters.passes.edits import constants_of
 from edgekit_converters.rows import take
-from edgekit_converters.targets import Coverage, Format, Found, Job, Product, whole
+from edgekit_converters.targets import Coverage, Found, Job, Product, whole
+from edgekit_converters.targets.by_passes import ByPasses
 from edgekit_converters.targets.coverage import coverage_of
 from edgekit_converters.targets.engines import answers
 from edgekit_converters.targets.lists import rules_of
@@ -66,35 +66,19 @@ _OF_THE_BOARD = frozenset({"backend_path", "backend_type"})
 _RENAMED = re.compile(r"(_token_\d+)+\Z")
 
 
-class Qnn:
+class Qnn(ByPasses):
     """The target."""
 
     name = "qnn"
-    format: Format = "onnx"
-    suffix = ".onnx"
     style: Style = "qnn"
     toolchains: tuple[str, ...] = (TOOLCHAIN,)
-    max_samples: int | None = None
     max_trials: int | None = _MAX_TRIALS
-    reproducible = True
 
     def makes_for(self, engine: EngineSpec) -> bool:
         return engine.name == "onnxruntime" and PROVIDER in [p.name for p in engine.providers]
 
     def coverage(self, model: onnx.ModelProto, engine: EngineSpec) -> Coverage:  # noqa: ARG002
         return coverage_of(model, rules_of("qnn"))
-
-    def offers(
-        self,
-        given: Mapping[str, Option],  # noqa: ARG002
-        *,
-        model: onnx.ModelProto,  # noqa: ARG002
-        engine: EngineSpec,  # noqa: ARG002
-    ) -> tuple[Step, ...]:
-        return ()
-
-    def step(self, options: Mapping[str, Option]) -> Step:  # noqa: ARG002
-        raise RecipeError(f"target {self.name} has no steps of its own: passes quantise for it")
 
     def compile(self, model: Path, step: Step | None, job: Job) -> Product:  # noqa: ARG002
         graph = onnx.load_model(model)
@@ -145,9 +129,10 @@ class Qnn:
         emulated = self.emulated(product, few, job)
         apart = noise_of({name: array[which] for name, array in found.items()}, emulated)
         if apart is None or apart > _ALIKE:
+            share = "no number" if apart is None else f"{apart:.2g} of the answers' own"
             raise BuildError(
                 "the emulation of the HTP does not compute what the graph says: the power of the"
-                f" difference is {_ALIKE if apart is None else apart:.2g} of the answers' own",
+                f" difference is {share}",
                 hint="quantise otherwise: 16-bit activations, or one scale for a whole weight",
             )
         return found
@@ -158,32 +143,12 @@ class Qnn:
         Raises:
             BuildError: it refused.
         """
-        stem = job.folder / f"{product.path.stem}.samples"
-        given, taken = stem.with_suffix(".in.npz"), stem.with_suffix(".out.npz")
-        whole.write_samples(given, job.inputs, inputs)
-        falls_back = product.placement is not None and bool(product.placement.fallback_ops)
-        try:
-            drive(
-                TOOLCHAIN,
-                {
-                    "task": "run",
-                    "model": str(product.path.absolute()),
-                    "provider_options": _emulated(job.engine),
-                    "fallback": falls_back,
-                    "names": [spec.name for spec in job.inputs],
-                    "samples": str(given.absolute()),
-                    "tensors": [spec.name for spec in job.outputs],
-                    "outputs": str(taken.absolute()),
-                },
-                driver="qnn",
-                folder=job.folder,
-                produces=[taken],
-                limits=_LIMITS,
-            )
-            return whole.read_outputs(taken, job.outputs)
-        finally:
-            given.unlink(missing_ok=True)
-            taken.unlink(missing_ok=True)
+        request = {
+            "model": str(product.path.absolute()),
+            "provider_options": _emulated(job.engine),
+            "fallback": product.placement is not None and bool(product.placement.fallback_ops),
+        }
+        return whole.answers_in(TOOLCHAIN, request, inputs, job, driver="qnn", limits=_LIMITS)
 
     def source_precision(self, engine: EngineSpec, artifact: Path) -> str:  # noqa: ARG002
         # Float graphs are computed in half precision, on the architectures that take them at all.

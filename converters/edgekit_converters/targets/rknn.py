@@ -50,10 +50,9 @@ from edgekit_converters.targets.rknn_given import (
 from edgekit_converters.targets.rknn_layers import Layer, cycles_of, in_float, placement_of
 from edgekit_converters.toolchains import environments
 from edgekit_converters.toolchains.driving import drive
+from edgekit_converters.toolchains.readable import is_readable
 from edgekit_runtime.engines.batches import SampleArrays, iter_batches
 from edgekit_runtime.engines.tensors import DTYPES
-
-MAGIC = b"RKNN"
 
 _PLATFORM = "target_platform"
 # They have no half precision, nor what normalises on the other chips. Tried on rv1106; the others
@@ -126,7 +125,6 @@ class Rknn:
         given.write_bytes(serialise(recorded(graph, options)))
         reply = self._build(given, job, artifact=artifact)
         layers = msgspec.convert(reply["layers"], tuple[Layer, ...])
-        require_file(artifact)
         return Product(
             path=artifact,
             stand_in=given,
@@ -171,7 +169,7 @@ class Rknn:
         return "simulated"
 
     def lint(self, artifact: Path, engine: EngineSpec) -> tuple[str, ...]:  # noqa: ARG002
-        return () if _is_rknn(artifact) else (f"{artifact.name} is not an .rknn file",)
+        return () if is_readable(artifact) else (f"{artifact.name} is not an .rknn file",)
 
     def _build(
         self,
@@ -261,17 +259,6 @@ def rules_for(platform: str) -> Rules:
     """What the NPU of a chip takes, by the toolkit's compiler."""
     rules = rules_of(NAME)
     return rules.without(*_NOT_ON_INTEGER_ONLY) if platform in _INTEGER_ONLY else rules
-
-
-def require_file(artifact: Path) -> None:
-    """Refuse a file that is no `.rknn`, raising `BuildError`."""
-    if not _is_rknn(artifact):
-        raise BuildError(f"tool chain {NAME} wrote {artifact.name}, which is not an .rknn file")
-
-
-def _is_rknn(artifact: Path) -> bool:
-    with artifact.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
 
 
 def _fatal(model: onnx.ModelProto, *, integer_only: bool) -> Iterator[Finding]:

@@ -8,7 +8,9 @@ chain, what happened and the log. Out of reach is only what a tool starts in a s
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import tempfile
 import time
@@ -23,6 +25,7 @@ from edgekit.errors import BuildError, StorageError, ToolChainMissing
 from edgekit.structs import Strict
 from edgekit_converters.toolchains import environments, logs, watch
 from edgekit_converters.toolchains import toolchain as toolchain_of
+from edgekit_converters.toolchains.readable import is_readable
 
 DRIVERS = Path(__file__).parent / "drivers"
 _FRAME = Path(__file__).parent / "frame.py"
@@ -40,6 +43,8 @@ _SET = {
     "DO_NOT_TRACK": "1",
     "ORT_DISABLE_TELEMETRY": "1",
 }
+_LEAST_FREE_BYTES = 1 << 20
+_MORE_ROOM = "free space, or set TMPDIR to a folder that has some"
 # Short calls are noticed early, long ones cost nothing to watch.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.25
 
@@ -92,8 +97,8 @@ def drive(
     Raises:
         ToolChainMissing: the tool chain is not ready, or lacks what it is to consist of.
         LimitBroken: the tool took or printed too much.
-        BuildError: it refused, died, or left a file of `produces` missing or empty.
-        StorageError: a folder or the log cannot be written.
+        BuildError: it refused, died, or left a file of `produces` missing, empty or unreadable.
+        StorageError: a folder or the log cannot be written, or the tool left the disk full.
     """
     python = environments.python_of(toolchain)
     program = driver if isinstance(driver, Path) else DRIVERS / f"{driver}.py"
@@ -114,6 +119,8 @@ def drive(
             limits=limits,
         )
         reply = None if trouble else _reply(reply_file)
+        # What the tool wrote for itself is still there.
+        is_full = shutil.disk_usage(own).free < _LEAST_FREE_BYTES
     if reply is not None and reply.broken:
         raise _damaged(toolchain, f"{' '.join(reply.broken.split())}; log: {log}")
     if reply is not None and reply.refused:
@@ -123,7 +130,11 @@ def drive(
     if trouble or reply is None or reply.done is None:
         for path in produces:
             path.unlink(missing_ok=True)
-        raise kind(f"tool chain {toolchain} {trouble}; log: {log}")
+        message = f"tool chain {toolchain} {trouble}; log: {log}"
+        if is_full or os.strerror(errno.ENOSPC) in trouble:
+            # Tools seldom say so, and it says nothing of what they were given.
+            raise StorageError(f"{folder} is on a full disk: {message}", hint=_MORE_ROOM)
+        raise kind(message)
     return reply.done
 
 
@@ -204,6 +215,8 @@ def _unmade(produces: Sequence[Path], *, log: Path) -> str:
             return f"wrote no {path.name}: {logs.last_line(log)}"
         if path.stat().st_size == 0:
             return f"wrote an empty {path.name}: {logs.last_line(log)}"
+        if not is_readable(path):
+            return f"wrote a {path.name} that is no {path.suffix} file: {logs.last_line(log)}"
     return ""
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from edgekit.errors import ToolChainMissing
 from edgekit_converters.toolchains import toolchain
-from edgekit_converters.toolchains.environments import lock_sha256, state
+from edgekit_converters.toolchains.environments import lock_sha256, python_of
 
 _PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", re.MULTILINE)
 _WANTED = re.compile(r"^([A-Za-z0-9][\w.-]*)", re.MULTILINE)
@@ -40,10 +41,9 @@ def versions(chains: Sequence[str]) -> dict[str, str]:
 
 def not_installed(chains: Sequence[str]) -> str | None:
     """Why tool chains cannot be used here, and the command that changes it; None where they can."""
-    for name in chains:
-        found = state(name)
-        if found.status != "ready":
-            remedy = found.command or toolchain(name).note
-            told = f"tool chain {name} is not ready: {found.detail}"
-            return f"{told} ({remedy})" if remedy else told
+    try:
+        for name in chains:
+            python_of(name)
+    except ToolChainMissing as e:
+        return e.with_hint
     return None

@@ -144,8 +144,8 @@ def read(root: Path = ROOT, *, at_s: float, tools: bool) -> Reading:
         temperatures_c=dict(_temperatures(root)),
         clocks_mhz=dict(_clocks(root, "scaling_cur_freq")),
         devices_mhz=dict(_devices(root)),
-        throttled=(*pi_now(flags), *_cooling(root)),
-        events={**pi_since_start(flags), **dict(_events(root))},
+        throttled=(*pi_now(flags or 0), *_cooling(root)),
+        events={**({} if flags is None else pi_since_start(flags)), **dict(_events(root))},
         load=_load(root),
     )
 
@@ -172,8 +172,6 @@ def pi_now(flags: int) -> tuple[str, ...]:
 
 def pi_since_start(flags: int) -> dict[str, int]:
     """Whether each of these has happened since the Raspberry Pi started, as 0 or 1."""
-    if not flags:
-        return {}
     return {
         f"{name} since start": flags >> bit + _PI_SINCE_START & 1 for bit, name in _PI_BITS.items()
     }
@@ -185,14 +183,15 @@ def power_mode(text: str) -> str | None:
     return found.group(1) if found else None
 
 
-def _pi_flags(root: Path, *, tools: bool) -> int:
+def _pi_flags(root: Path, *, tools: bool) -> int | None:
+    """A Raspberry Pi's `get_throttled`; None of another board, and where it is not told."""
     for path in sorted(root.glob("sys/devices/platform/*/*firmware*/get_throttled")):
         text = (_text(path) or "").strip()
         if re.fullmatch(r"[0-9a-fA-F]{1,8}", text):
             return int(text, 16)
     said = _tool(root, "vcgencmd", "get_throttled") if tools else None
     found = re.search(r"throttled=0x([0-9a-fA-F]{1,8})", said or "")
-    return int(found.group(1), 16) if found else 0
+    return int(found.group(1), 16) if found else None
 
 
 def _temperatures(root: Path) -> Iterator[tuple[str, float]]:

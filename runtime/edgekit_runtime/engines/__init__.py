@@ -7,11 +7,13 @@ Every engine passes the suite in `tests/runtime/engine_contract.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from edgekit.errors import EngineNotInstalled
 from edgekit.manifest import TensorSpec
 from edgekit.registry import Registry
 
@@ -80,3 +82,12 @@ ENGINES: Registry[Engine] = Registry(
         "rknn": "edgekit_runtime.engines.rknn:ENGINE",
     },
 )
+
+
+def versions() -> dict[str, str]:
+    """The engines that are on this machine, each with its version."""
+    found = {}
+    for name in ENGINES.names():
+        with suppress(EngineNotInstalled):
+            found[name] = ENGINES.get(name).version()
+    return found

@@ -70,6 +70,7 @@ class Rules(Strict, frozen=True, kw_only=True):
         sources: where it was read, and by which operators of a tool ONNX's are judged.
         otherwise: what becomes of a node that is not taken: the CPU runs it, or nothing is made.
         dynamic: what becomes of a node whose shapes are known only when it runs. Inputs with open
+            axes beside the batch are refused where such nodes are.
         max_rank, max_axis, max_tensor_bytes: of any tensor that a node reads or makes, constants
             aside.
         max_inner_rank: how many axes, the innermost of the channels-last layout, may be longer

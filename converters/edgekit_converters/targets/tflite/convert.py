@@ -29,7 +29,7 @@ from edgekit_converters.normalise import fixed, serialise
 from edgekit_converters.targets import Job
 from edgekit_converters.targets.tflite import Port, TfliteFile
 from edgekit_converters.toolchains import environments
-from edgekit_converters.toolchains.driving import drive
+from edgekit_converters.toolchains.driving import LimitBroken, drive
 from edgekit_runtime.engines import ENGINES, Session, Tensors
 
 CHAIN = "onnx2tf"
@@ -67,7 +67,7 @@ def float_file(model: Path, job: Job) -> TfliteFile:
             drive(CHAIN, request, driver=CHAIN, folder=job.folder, produces=[made])
             _require_builtin(made)
             ports = _ports(closed, source, made)
-        except ToolChainMissing:
+        except (ToolChainMissing, LimitBroken):
             raise
         except BuildError as e:
             raise BuildError(

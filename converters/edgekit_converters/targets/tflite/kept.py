@@ -57,13 +57,15 @@ def kept_tensors(
 
 def matches(there: Values, here: Values) -> dict[str, str]:
     """By ONNX tensor, the first TFLite tensor that holds the same values in some layout."""
-    prints = {name: _print(values) for name, values in here.items()}
+    by_size: dict[int, list[tuple[str, NDArray[np.float64]]]] = {}
+    for name, values in here.items():
+        by_size.setdefault(values.size, []).append((name, _print(values)))
     found = {}
     for name, values in there.items():
-        size, wanted = _print(values)
-        spread = max(float(wanted[1]), 1e-12)
-        for other, (other_size, measured) in prints.items():
-            if size == other_size and np.abs(wanted - measured).max() <= _TOLERANCE * spread:
+        wanted = _print(values)
+        allowed = _TOLERANCE * max(float(wanted[1]), 1e-12)
+        for other, measured in by_size.get(values.size, ()):
+            if np.abs(wanted - measured).max() <= allowed:
                 found[name] = other
                 break
     return found
@@ -117,9 +119,9 @@ def _with_helpers(path: Path, kept: set[str], *, known: Iterable[str]) -> tuple[
     return tuple(name for makes in (*inputs, *steps) for name in makes if name in found)
 
 
-def _print(values: NDArray[np.floating]) -> tuple[int, NDArray[np.float64]]:
-    """What tells a tensor from others whatever its layout: its size; mean, spread and extremes."""
+def _print(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """What tells a tensor from others of its size whatever its layout: mean, spread, extremes."""
     flat = values.reshape(-1).astype(np.float64)
     if not flat.size:
-        return 0, np.zeros(4)
-    return flat.size, np.array([flat.mean(), flat.std(), flat.min(), flat.max()])
+        return np.zeros(4)
+    return np.array([flat.mean(), flat.std(), flat.min(), flat.max()])

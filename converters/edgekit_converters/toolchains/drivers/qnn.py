@@ -18,7 +18,8 @@ import onnxruntime
 import onnxruntime_qnn
 
 _PROVIDER = "QNNExecutionProvider"
-_TRACE = "qnn_op_trace.json"
+_TRACED = os.path.join("trace", "qnn_op_trace.json")
+_SETUP = re.compile(r"QNN SetupBackend failed ([^\x1b\n]+)")
 _UNSUPPORTED = re.compile(r"\{ name: (.+?), type: (\w+) \}")
 _NAMED = 4
 
@@ -44,8 +45,8 @@ def _compile(request: dict) -> dict:
     refusal, said = _attempt(options, strict)
     if refusal:
         refusal, _ = _attempt(options, settings)
-        if refusal:
-            raise ValueError(_nodes(said) or refusal)
+        if refusal or not os.path.isfile(_TRACED):
+            raise ValueError(_nodes(said) or _unset(said) or refusal or "it looks at no node")
         fallback = _left()
     if not os.path.isfile("context.onnx"):
         raise ValueError("it takes no node of the graph")
@@ -86,6 +87,12 @@ def _nodes(said: str) -> str:
     return f"this HTP does not take {', '.join(nodes[:_NAMED])}{more} in this form"
 
 
+def _unset(said: str) -> str:
+    """Why the provider does not start at all, by its first complaint."""
+    found = _SETUP.search(said)
+    return f"the HTP of these provider options cannot be set up: {found[1]}" if found else ""
+
+
 def _run(request: dict) -> dict:
     strict = {} if request["fallback"] else {"session.disable_cpu_ep_fallback": "1"}
     try:
@@ -119,7 +126,7 @@ def _open(model: str, options: dict, settings: dict) -> onnxruntime.InferenceSes
 
 
 def _left() -> list:
-    with open(os.path.join("trace", _TRACE), encoding="utf-8") as file:
+    with open(_TRACED, encoding="utf-8") as file:
         nodes = json.load(file).get("unsupported_nodes", [])
     return [[node["node_name"], node["op_type"], node["reason"]] for node in nodes]
 

@@ -32,7 +32,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     sys.stdout.write(f"{done.stdout}\n{done.stderr}\n")
     if _IMPORT_FAILED.search(done.stderr):
-        raise ImportError(_reason(done.stderr))
+        raise ImportError(done.stderr.strip().splitlines()[-1])
     # It may say what is wrong, write nothing and exit 0.
     name = os.path.splitext(os.path.basename(request["model"]))[0]
     made = f"{name}_vela.tflite"
