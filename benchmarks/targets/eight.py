@@ -4,7 +4,7 @@ Run: python -m benchmarks.targets.eight [--crops 45] [--profile NAME …] [--jso
 
 Figures to reach: at most 300 s on two cores for all boards, with the tool chains installed
 (`make toolchains`); every operator on an Ethos-U; agreement of .90 in the simulator of Rockchip and
-the emulation of Qualcomm; int8 in LiteRT on this machine 2 times as fast as float there, at .90; the
+the emulation of Qualcomm; int8 in LiteRT on this machine 2 times as fast as float there, at .9; the
 same digest when everything is made again, for every board but those of Rockchip, whose compiler
 writes another file each time. Both builds begin with an empty cache.
 """

@@ -67,7 +67,8 @@ class Console:
 
 def _search(found: BundleReport) -> str:
     probes = sum(tried.probe for tried in found.tried)
-    text = f"{len(found.tried) - probes} schemes made and measured"
+    made = len(found.tried) - probes
+    text = f"{made} scheme{'' if made == 1 else 's'} made and measured"
     if probes:
         text += f", {probes} probes of single blocks"
     return text + (", ended by the time limit" if found.truncated else "")
