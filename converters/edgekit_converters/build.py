@@ -181,9 +181,9 @@ def _require_any(workshop: Workshop, profile: DeviceProfile, lines: Sequence[Lin
     engines = ", ".join(f"{engine.name} ({engine.accelerator})" for engine in profile.engines)
     reasons = "".join(f"; {rejected.reason}" for line in lines for rejected in line.rejected)
     raise BuildError(
-        f"profile {profile.name} has {engines}: none takes a .{workshop.source.format}"
-        f" source{reasons}",
-        hint="choose another profile, or convert the model to the format of one of its engines",
+        f"profile {profile.name} has {engines}: nothing can be made for that of a"
+        f" .{workshop.source.format} source{reasons}",
+        hint="do what the reasons say, or choose another profile",
     )
 
 
@@ -211,7 +211,7 @@ def _outcome(workshop: Workshop, lines: Sequence[Line]) -> Gate:
         }
     others = {**rest, **best}
     asked = workshop.recipe.passes != () and workshop.source.format == "onnx"
-    if workshop.data is None and asked:
+    if workshop.data is None and asked and floats:
         unknown = ("accuracy is unknown without samples: give --data",)
         others.setdefault("everything but float", Verdict(unproven=unknown))
     return gate.conclude(floats=floats, others=others, asked=asked)

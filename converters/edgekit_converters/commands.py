@@ -237,7 +237,7 @@ def _unwritable(e: OSError) -> StorageError:
 def _refusal(found: BundleReport) -> GateRefused:
     hint = "raise the limits of budget in the recipe, or choose a smaller model"
     if found.tried and all(tried.size_bytes is None for tried in found.tried):
-        hint = "see the log that it names; edgekit inspect MODEL --profile tells what a board takes"
+        hint = "do what the reasons say; edgekit inspect MODEL --profile tells what a board takes"
     return GateRefused(
         f"{found.profile}: the gate refused, no bundle was written:"
         f" {'; '.join(found.gate.reasons)}",

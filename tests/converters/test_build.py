@@ -307,7 +307,7 @@ def test_a_profile_without_an_engine_for_the_format_is_refused(tmp_path: Path) -
     model = tmp_path / "dense.tflite"
     write_dense(model)
 
-    with pytest.raises(BuildError, match=r"none takes a \.tflite"):
+    with pytest.raises(BuildError, match=r"nothing can be made for that of a \.tflite"):
         build_for("jetson", model, tmp_path)
 
 

@@ -14,13 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from onnx import ModelProto, TensorProto, helper
 
-from edgekit.errors import EdgekitError, StorageError
+from edgekit import profile
+from edgekit.errors import EdgekitError, GateRefused, StorageError
 from edgekit.inspect import inspect
+from edgekit.profile import Provider
 from edgekit_converters.commands import build
 from edgekit_converters.toolchains import environments, logs, toolchain
 from edgekit_converters.toolchains.driving import Limits, drive
@@ -85,7 +88,7 @@ def test_an_operator_that_is_not_taken_is_told_with_an_alternative(tmp_path: Pat
     for name in ("coral-usb", "raspberry-pi-5-hailo8l"):
         assert "Erf 'middle'" in told(found[name], found[name]["engines"][0]["accelerator"])
         # The boards' own CPUs are an alternative.
-        assert found[name]["engine"] == "litert on cpu" or found[name]["engine"].endswith("on cpu")
+        assert found[name]["engine"].endswith(" on cpu")
 
 
 def test_operators_beside_the_accelerator_are_told_where_the_floor_allows_them(
@@ -246,6 +249,34 @@ def test_a_python_that_does_not_run_is_told_with_what_mends_it(tmp_path: Path) -
     assert f"remove {folder}, then edgekit doctor --install rknn" in message
 
 
+@pytest.mark.parametrize("body", ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_what_says_nothing_of_the_model_is_asked_again_by_the_next_build(
+    body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert drive.__kwdefaults__ is not None
+    monkeypatch.setitem(drive.__kwdefaults__, "limits", Limits(time_s=3))
+    folder = stand_in("rknn", body)
+    failure(built(tmp_path, "rv1106", HERE))
+    shutil.rmtree(folder)
+    stand_in("rknn", "")
+
+    assert "ended without a reply" in failure(built(tmp_path, "rv1106", HERE))
+
+
+def test_without_samples_a_board_that_computes_in_integers_gets_no_bundle_and_the_command_fails(
+    tmp_path: Path,
+) -> None:
+    stand_in("rknn", "raise SystemExit('it was started')")
+    asked = ["--profile", "rv1106", "--out", str(tmp_path / "out"), "--json"]
+
+    run = CliRunner().invoke(build, [str(write_model(tmp_path)), *asked])
+
+    assert isinstance(run.exception, GateRefused)
+    assert "needs calibration samples" in run.exception.message
+    assert "--data" in run.exception.message
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_tool_chain_that_was_mended_is_used_by_the_next_build(tmp_path: Path) -> None:
     folder = stand_in("rknn", "")
     environments.python_in(folder).chmod(0o644)
@@ -296,3 +327,48 @@ def test_a_model_that_is_not_taken_reaches_no_tool_and_other_boards_are_built(
     assert "LSTM 'memory': quantising it makes the toolkit die" in message
     assert "build for another engine" in message
     assert not logs.home().exists()
+
+
+def test_inputs_of_one_sample_are_fixed_as_they_are_and_only_the_open_axes_are_asked_for(
+    tmp_path: Path,
+) -> None:
+    """A recurrent model has its steps first: they are no batch."""
+    source = model(
+        [node("Relu", ["x"], ["y"], "only")], {}, shape=[20, "n", 8], output=[20, "n", 8]
+    )
+
+    (board,) = looked_at(tmp_path, source, "rv1106").values()
+
+    assert "--input x=20xSIZEx8" in told(board, "npu")
+
+
+def test_provider_options_that_name_no_chip_are_told_of_the_engine_they_are_given_to(
+    tmp_path: Path,
+) -> None:
+    shipped = profile.find("raspberry-pi-5-hailo8l")
+    engine = msgspec.structs.replace(
+        next(e for e in profile.find("imx93").engines if e.accelerator == "npu"),
+        providers=(Provider(name="libethosu_delegate.so", options={"accelerator_config": "u99"}),),
+    )
+    board = msgspec.structs.replace(shipped, engines=(engine, *shipped.engines[1:]))
+    path = tmp_path / "board.yaml"
+    path.write_text(json.dumps(msgspec.to_builtins(board)))
+
+    (found,) = looked_at(tmp_path, convolved(node("Relu", ["a"], ["b"])), str(path)).values()
+
+    assert "do not name an Ethos-U" in told(found, "npu")
+    assert found["engine"] == "onnxruntime on cpu"
+
+
+def test_a_device_that_openvino_does_not_open_is_told(tmp_path: Path) -> None:
+    shipped = profile.find("intel-n100")
+    provider = Provider(name="openvino_intel_cpu_plugin", options={"device": "TOASTER"})
+    first = msgspec.structs.replace(shipped.engines[0], providers=(provider,))
+    board = msgspec.structs.replace(shipped, engines=(first, *shipped.engines[1:]))
+    path = tmp_path / "board.yaml"
+    path.write_text(json.dumps(msgspec.to_builtins(board)))
+
+    (found,) = looked_at(tmp_path, convolved(node("Relu", ["a"], ["b"])), str(path)).values()
+
+    assert any("device of engine openvino is 'TOASTER'" in reason for reason in found["reasons"])
+    assert found["engine"] == "onnxruntime on cpu"

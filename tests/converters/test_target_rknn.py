@@ -238,6 +238,18 @@ def test_ways_of_quantising_follow_the_precisions_of_the_profile() -> None:
     assert [step.options["algorithm"] for step in given_way] == ["mmse"]
 
 
+def test_a_chip_without_half_precision_is_offered_nothing_that_leaves_nodes_in_float() -> None:
+    offered = {
+        chip: [
+            "keep_float" in s.options
+            for s in TARGET.offers({}, model=convnet(), engine=engine(chip))
+        ]
+        for chip in ("rk3588", "rv1106")
+    }
+
+    assert offered == {"rk3588": [True, True], "rv1106": [False, False]}
+
+
 def test_a_recurrent_model_is_not_offered_in_int8() -> None:
     weights = {"w": noise(1, 24, 4), "r": noise(1, 24, 6)}
     nodes = [node("LSTM", ["x", "w", "r"], ["y"], "lstm", hidden_size=6)]

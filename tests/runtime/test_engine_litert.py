@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from edgekit.errors import EngineError
+from edgekit.errors import EngineError, EngineNotInstalled
+from edgekit_converters.toolchains.environments import python_of
 from edgekit_runtime.engines import ENGINES
 from edgekit_runtime.engines.batches import run_all
 from edgekit_runtime.engines.ports import quantised
+from tests.converters.chains import needs
 
 SCALE, ZERO_POINT = 0.05, -20
 LOW, HIGH = (-128 - ZERO_POINT) * SCALE, (127 - ZERO_POINT) * SCALE
@@ -149,3 +154,52 @@ def _relu(*, shape: list[int]) -> bytes:
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+BOARD_PROGRAM = """
+import sys
+sys.path += sys.argv[1:4]  # behind the board's own packages: edgekit's code, and what it needs
+import json
+from pathlib import Path
+import numpy as np
+from edgekit_runtime.engines import ENGINES
+
+engine = ENGINES.get("tflite-runtime")
+session = engine.open(Path(sys.argv[4]), options=json.loads(sys.argv[5]))
+mask = session.run({"image": np.load(sys.argv[6])})["mask"]
+np.save(sys.argv[7], mask)
+print(engine.version())
+"""
+
+
+@needs("tflite-runtime")
+def test_the_library_that_boards_of_older_vendors_have_runs_it_too(tmp_path: Path) -> None:
+    model = tmp_path / "small.tflite"
+    model.write_bytes(_relu(shape=[1, 4, 5, 3]))
+    root = Path(__file__).parents[2]
+    packages = sysconfig.get_paths()["platlib"]
+
+    image = np.linspace(LOW, HIGH, 60, dtype=np.float32).reshape(1, 3, 4, 5)
+    np.save(tmp_path / "image.npy", image)
+
+    done = subprocess.run(
+        [
+            *(str(python_of("tflite-runtime")), "-c", BOARD_PROGRAM),
+            *(str(root), str(root / "runtime"), packages, str(model), json.dumps(OPTIONS)),
+            *(str(tmp_path / "image.npy"), str(tmp_path / "mask.npy")),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2.14")
+    here = litert.open(model, options=OPTIONS).run({"image": image})["mask"]
+    np.testing.assert_array_equal(np.load(tmp_path / "mask.npy"), here)
+
+
+def test_an_older_library_that_is_not_here_is_named_with_what_installs_it(tmp_path: Path) -> None:
+    with pytest.raises(EngineNotInstalled, match="engine tflite-runtime is not on") as caught:
+        ENGINES.get("tflite-runtime").open(tmp_path / "x.tflite", options={})
+    assert caught.value.hint == "pip install tflite-runtime"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgekit_converters import tflite
 from edgekit_converters.pinned.files import Exposed, Opened
 from edgekit_runtime.engines.batches import SampleArrays, iter_batches
-from edgekit_runtime.engines.litert import LiteRtSession, parse
+from edgekit_runtime.engines.litert import ENGINE
 
 DRIVER = "tflite"
 # What of a variant's options says how the file shows the model's interface.
@@ -28,7 +28,7 @@ def opened(
         options: of the artefact, as engine litert reads them.
     """
     places = {name: options[name] for name in _PLACES if name in options}
-    session = LiteRtSession(path, parse(places))
+    session = ENGINE.open(path, options=places)
     try:
         into, out = session.ports
         numbers = session.numbers

@@ -14,7 +14,7 @@ from edgekit_converters.report import BundleReport, Tried
 from edgekit_converters.scatter import Point, pareto, scatter
 from edgekit_converters.sections import Section, is_float
 from edgekit_converters.sections.markup import clipped, explained
-from edgekit_converters.sections.numbers import megabytes, points, share, times
+from edgekit_converters.sections.numbers import count, megabytes, points, share, times
 from edgekit_converters.workshop import Workshop
 
 _KEYS = (
@@ -75,8 +75,8 @@ def tradeoff(found: BundleReport, workshop: Workshop) -> Section | None:
     )
     keys = [(style, text) for style, text in _KEYS if any(p.style == style for p in drawn)]
     lead = (
-        f"{len(spots)} schemes on {found.data.selection} selection samples, by which the search"
-        " chose. What ships is judged further down, on samples that nothing was chosen by."
+        f"{count(len(spots), 'scheme')} on {found.data.selection} selection samples, by which the"
+        " search chose. What ships is judged further down, on samples that nothing was chosen by."
     )
     title = "Accuracy against latency" if timed else "Accuracy against size"
     return Section("tradeoff", title, explained(drawing, keys, caption), lead)

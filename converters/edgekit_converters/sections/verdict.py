@@ -85,8 +85,8 @@ def _remarks(found: BundleReport) -> Iterable[str]:
 def _cards(found: BundleReport, best: VariantReport) -> Iterable[str]:
     parent = float_parent(found, best)
     if best.speedup is None:
-        yield card(NOT_MEASURED, "speed-up", "the board was not at hand", absent=True)
         if best.estimated_ms is None:
+            yield card(NOT_MEASURED, "speed-up", "the board was not at hand", absent=True)
             yield card(NOT_MEASURED, "latency", f"the artefact was {best.evidence}", absent=True)
         else:
             detail = "not measured: by the tool's own model of the hardware"
@@ -100,8 +100,10 @@ def _cards(found: BundleReport, best: VariantReport) -> Iterable[str]:
             detail = f"p99 {milliseconds(best.latency_ms.p99)}, one sample"
             yield card(milliseconds(best.latency_ms.p50), "latency, median", detail)
     if best.accelerator != "cpu" and best.placement.accelerator_macs is not None:
-        detail = f"the rest runs on the CPU; {best.figure_evidence.placement}"
         title = f"of MACs on the {best.accelerator}"
+        detail = f"not seen on the board: {best.figure_evidence.placement}"
+        if best.figure_evidence.placement == "executed":
+            detail = "as the engine itself says"
         yield card(share(best.placement.accelerator_macs), title, detail)
     if best.agreement is not None:
         detail = f"{within(best.agreement_ci95)}, {count(found.data.evaluation, 'sample')}"
@@ -113,7 +115,7 @@ def _cards(found: BundleReport, best: VariantReport) -> Iterable[str]:
     if best.metric is None:
         detail = "there are no evaluation samples: give --data"
         yield card(NOT_MEASURED, "accuracy", detail, absent=True)
-    size = "the model as it came" if is_float(best) else "no float variant ships beside it"
+    size = "the model as it came" if is_float(best) else "its engine has no float variant here"
     if parent is not None and parent is not best:
         ratio = parent.size_bytes / best.size_bytes
         size = f"float {megabytes(parent.size_bytes)}, {ratio:.1f}x smaller"

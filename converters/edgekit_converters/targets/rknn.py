@@ -98,7 +98,11 @@ class Rknn:
         }
         steps = [self.step({**way, **given}) for p in engine.precisions for way in ways.get(p, ())]
         allowed = (step for step in steps if step.precision in engine.precisions)
-        return tuple({step.label: step for step in allowed}.values())
+        found = tuple({step.label: step for step in allowed}.values())
+        if not found or "keep_float" in given or platform_of(engine) not in _INTEGER_ONLY:
+            return found
+        # Without the option that leaves nodes in float, a search does not try it.
+        return tuple(_all_integer(step) for step in found)
 
     def step(self, options: Mapping[str, Option]) -> Step:
         parsed = checked(options, Options, of=NAME)
@@ -238,6 +242,11 @@ class Rknn:
             "toolchain": environments.lock_sha256(NAME),
         }
         return job.shared("rknn-quantised", facts, make)
+
+
+def _all_integer(step: Step) -> Step:
+    options = {name: value for name, value in step.options.items() if name != "keep_float"}
+    return msgspec.structs.replace(step, options=options)
 
 
 def platform_of(engine: EngineSpec) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -64,7 +65,7 @@ class Limits(Strict, frozen=True, kw_only=True):
 
 
 class LimitBroken(BuildError):
-    """A tool took more than it may; that says nothing of what it was given."""
+    """A tool took more than it may, or was killed; that says nothing of what it was given."""
 
 
 class _Reply(Strict, frozen=True, kw_only=True):
@@ -173,7 +174,11 @@ def _run(
         if e.filename == command[0]:
             raise _damaged(toolchain, why) from e
         raise StorageError(why) from e
-    return (trouble, LimitBroken) if trouble else (_ending(process.returncode, log), BuildError)
+    if trouble:
+        return trouble, LimitBroken
+    # Of itself no tool dies so: the machine had no memory left, or somebody ended it.
+    was_killed = process.returncode == -signal.SIGKILL
+    return _ending(process.returncode, log), LimitBroken if was_killed else BuildError
 
 
 def _watched(process: subprocess.Popen[bytes], *, log: int, limits: Limits) -> str:

@@ -80,6 +80,7 @@ ENGINES: Registry[Engine] = Registry(
         "litert": "edgekit_runtime.engines.litert:ENGINE",
         "openvino": "edgekit_runtime.engines.openvino:ENGINE",
         "rknn": "edgekit_runtime.engines.rknn:ENGINE",
+        "tflite-runtime": "edgekit_runtime.engines.litert:TFLITE_RUNTIME",
     },
 )
 

@@ -1,10 +1,13 @@
-"""LiteRT: runs `.tflite` artefacts on the CPU through XNNPACK.
+"""LiteRT, and tflite-runtime before it: run `.tflite` artefacts on the CPU and through delegates.
 
 Inputs and outputs go by their tensor names, unchanged: every file has them, tools show them, and a
 signature, which a file may lack or hold several of, is not needed to find them. A file that was
 converted from another format keeps that model's interface by options: its names, layout and
 datatype (`ports`). Axes that the file declares dynamic may be resized from call to call; all others
 are fixed.
+
+tflite-runtime is what boards have whose vendors build their delegates for it. It answers quantised
+files of newer kinds wrongly without a word (a build runs what ships in it), and needs NumPy 1.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from collections.abc import Mapping
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,54 +56,70 @@ class Options(Strict, frozen=True, kw_only=True):
 
 
 class LiteRt:
-    """The engine."""
+    """The engine, on one of the two libraries.
 
-    name = "litert"
+    Args:
+        name: the engine's.
+        distribution: what installs the library.
+        module: where its `Interpreter` is.
+    """
+
+    def __init__(self, name: str, *, distribution: str, module: str) -> None:
+        self.name = name
+        self._distribution = distribution
+        self._module = module
 
     def version(self) -> str:
         """Version of the library here, found without importing it."""
         try:
-            return metadata.version("ai-edge-litert")
+            return metadata.version(self._distribution)
         except metadata.PackageNotFoundError as e:
-            raise _not_installed() from e
+            raise self._not_installed() from e
 
     def open(self, artifact: Path, *, options: Mapping[str, Any]) -> LiteRtSession:
         """Open a `.tflite` file by its path; the library maps it."""
-        return LiteRtSession(artifact, parse(options))
+        try:
+            parsed = msgspec.convert(dict(options), Options)
+        except msgspec.ValidationError as e:
+            raise EngineError(f"options of engine {self.name} are not valid: {e}") from e
+        try:
+            # It costs as much to import as onnxruntime.
+            library = import_module(self._module)
+        except ImportError as e:
+            raise self._not_installed() from e
+        return LiteRtSession(artifact, parsed, library=library, engine=self.name)
 
-
-def parse(options: Mapping[str, Any]) -> Options:
-    """Check a variant's options, raising `EngineError` that names the wrong one."""
-    try:
-        return msgspec.convert(dict(options), Options)
-    except msgspec.ValidationError as e:
-        raise EngineError(f"options of engine litert are not valid: {e}") from e
+    def _not_installed(self) -> EngineNotInstalled:
+        return EngineNotInstalled(
+            f"engine {self.name} is not on this machine", hint=f"pip install {self._distribution}"
+        )
 
 
 class LiteRtSession:
-    """An open `.tflite` model."""
+    """An open `.tflite` model.
 
-    def __init__(self, artifact: Path, options: Options) -> None:
-        try:
-            # It costs as much to import as onnxruntime.
-            from ai_edge_litert.interpreter import Interpreter, OpResolverType
-        except ImportError as e:
-            raise _not_installed() from e
+    Args:
+        library: the module of one of the two libraries.
+        engine: what messages call it.
+    """
+
+    def __init__(self, artifact: Path, options: Options, *, library: Any, engine: str) -> None:
         if not artifact.is_file():
-            raise EngineError(f"litert cannot open {artifact}: there is no such file")
-        delegates = [_delegate(delegate) for delegate in options.delegates]
+            raise EngineError(f"{engine} cannot open {artifact}: there is no such file")
+        delegates = [_delegate(delegate, library) for delegate in options.delegates]
+        kinds = library.OpResolverType
         try:
-            interpreter = Interpreter(
+            interpreter = library.Interpreter(
                 model_path=str(artifact),
                 num_threads=options.threads,
                 experimental_delegates=delegates,
-                experimental_op_resolver_type=OpResolverType.BUILTIN_REF
+                experimental_op_resolver_type=kinds.BUILTIN_REF
                 if options.reference_kernels
-                else OpResolverType.AUTO,
+                else kinds.AUTO,
             )
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as e:
-            raise EngineError(f"litert cannot open {artifact}: {e}") from e
+            raise EngineError(f"{engine} cannot open {artifact}: {e}") from e
         self._artifact = artifact
         self._delegates = tuple(delegate.name for delegate in options.delegates)
         inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
@@ -204,14 +223,12 @@ def _spec(detail: dict[str, Any], artifact: Path) -> TensorSpec:
     return TensorSpec(name=detail["name"], datatype=datatype, shape=tuple(map(int, shape)))
 
 
-def _delegate(delegate: Provider) -> Any:
-    from ai_edge_litert.interpreter import load_delegate
-
+def _delegate(delegate: Provider, library: Any) -> Any:
     try:
         # The library's own loader leaves an object behind that fails once more when it goes.
         if not hasattr(ctypes.CDLL(delegate.name), _ENTRY):
             raise ValueError(f"it has no {_ENTRY}")
-        return load_delegate(delegate.name, dict(delegate.options))
+        return library.load_delegate(delegate.name, dict(delegate.options))
     except (OSError, ValueError) as e:
         raise EngineError(
             f"delegate {delegate.name} cannot be loaded: {e}",
@@ -219,10 +236,7 @@ def _delegate(delegate: Provider) -> Any:
         ) from e
 
 
-def _not_installed() -> EngineNotInstalled:
-    return EngineNotInstalled(
-        "engine litert is not on this machine", hint="pip install ai-edge-litert"
-    )
-
-
-ENGINE = LiteRt()
+ENGINE = LiteRt("litert", distribution="ai-edge-litert", module="ai_edge_litert.interpreter")
+TFLITE_RUNTIME = LiteRt(
+    "tflite-runtime", distribution="tflite-runtime", module="tflite_runtime.interpreter"
+)
