@@ -123,8 +123,8 @@ class Trials:
             return failed(e)
         except BuildError as e:
             found = failed(e)
-            if not scheme.steps:
-                # No pass refused but a tool, which may be installed by the next build.
+            if not scheme.steps or self._target.toolchains:
+                # No pass refused but a tool, of which the next build may find a better one.
                 return found
         finally:
             if probe and scheme.name in self._products:

@@ -273,6 +273,13 @@ def rules_for(platform: str) -> Rules:
 def _fatal(model: onnx.ModelProto, *, integer_only: bool) -> Iterator[Finding]:
     """Nodes that make the toolkit die; rules know operators and attributes, and these are less."""
     for node in model.graph.node:
+        if integer_only and is_standard(node, "LayerNormalization"):
+            yield Finding(
+                node=node.name or node.output[0],
+                operator=node.op_type,
+                reason="makes the tool kit die on chips that compute in integers only",
+                instead="build for a CPU engine, or export the model with its parts written out",
+            )
         modes = [a.s for a in node.attribute if a.name == "mode"]
         if is_standard(node, "Resize") and b"cubic" in modes:
             yield Finding(
