@@ -246,7 +246,7 @@ def test_a_python_that_does_not_run_is_told_with_what_mends_it(tmp_path: Path) -
     message = failure(built(tmp_path, "rv1106", HERE))
 
     assert "tool chain rknn is damaged" in message
-    assert f"remove {folder}, then edgekit doctor --install rknn" in message
+    assert "edgekit doctor --install rknn" in message
 
 
 @pytest.mark.parametrize("body", ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGKILL)"])
@@ -295,7 +295,7 @@ def test_what_a_driver_cannot_import_is_told_of_the_tool_chain(tmp_path: Path) -
     message = failure(built(tmp_path, "rv1106", HERE))
 
     assert "tool chain rknn is damaged: No module named 'rknn'" in message
-    assert f"remove {folder}" in message
+    assert "edgekit doctor --install rknn" in message
 
 
 def test_a_model_that_is_not_taken_reaches_no_tool_and_other_boards_are_built(

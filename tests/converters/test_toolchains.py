@@ -110,7 +110,7 @@ def test_what_is_ready_is_not_installed_again(lock: Path) -> None:
 
     installation.install(NAME, say=said.append)
 
-    assert said == []
+    assert said == [f"{NAME}: trying it"]
 
 
 @needs_uv
@@ -338,3 +338,17 @@ def test_a_lock_is_renewed_without_the_settings_of_whoever_renews_it() -> None:
 
     assert {"--generate-hashes", "--no-config", "--no-emit-index-url", "--upgrade"} <= set(command)
     assert "--overrides=rknn.overrides" in command
+
+
+def test_what_was_damaged_since_is_made_again(lock: Path) -> None:
+    python = installation.install(NAME, say=quietly)
+    (package,) = environments.home().glob(f"{NAME}/lib/python3.*/site-packages/inkpot.py")
+    # uv links files to its cache, which is not what was damaged.
+    package.unlink()
+    package.write_text("raise ImportError('gone')\n")
+    said: list[str] = []
+
+    assert installation.install(NAME, say=said.append) == python
+
+    assert any("damaged, so it is made again" in line for line in said)
+    assert "gone" not in package.read_text()

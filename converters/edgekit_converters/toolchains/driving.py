@@ -140,10 +140,10 @@ def drive(
 
 
 def _damaged(name: str, why: str) -> ToolChainMissing:
-    """What counts as ready and cannot be used; an installation would leave it as it is."""
+    """What counts as ready and cannot be used; an installation tries it and makes it again."""
     hint = None
     if toolchain_of(name).python is not None:
-        hint = f"remove {environments.home() / name}, then edgekit doctor --install {name}"
+        hint = f"edgekit doctor --install {name}"
     return ToolChainMissing(f"tool chain {name} is damaged: {why}", hint=hint)
 
 

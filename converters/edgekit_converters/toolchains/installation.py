@@ -36,7 +36,7 @@ _NEW, _OLD = "~new-", "~old-"
 
 
 def install(name: str, *, say: Say) -> Path:
-    """Make a tool chain ready, if it is not; its interpreter.
+    """Make a tool chain ready, if it is not, or has been damaged since; its interpreter.
 
     Another installation of the same one is waited for.
 
@@ -52,7 +52,7 @@ def install(name: str, *, say: Say) -> Path:
     if chain.python is None:
         return environments.python_of(name)
     with _alone(name, say=say) as lock:
-        if environments.state(name).status != "ready":
+        if environments.state(name).status != "ready" or not _works(chain, say=say):
             _sweep(name)
             _check_machine(chain)
             _install(chain, lock=lock, say=say)
@@ -186,6 +186,17 @@ def _interpreter(version: str, *, chain: ToolChain) -> Path:
             hint=uv.install_python(version),
         )
     return found
+
+
+def _works(chain: ToolChain, *, say: Say) -> bool:
+    """Whether what counts as ready can still be imported."""
+    say(f"{chain.name}: trying it")
+    try:
+        _try(chain, environments.python_in(environments.home() / chain.name))
+    except (BuildError, OSError) as e:
+        say(f"{chain.name}: damaged, so it is made again: {e}")
+        return False
+    return True
 
 
 def _try(chain: ToolChain, python: Path) -> None:
