@@ -67,10 +67,11 @@ def summarise(workshop: Workshop, findings: Findings, *, digest: str | None) -> 
     stem = f"{order.name}-{order.version}-{findings.profile.name}"
     parts = workshop.parts
     notes = [*workshop.notes, *parts.notes, *findings.notes]
-    for made in findings.variants.values():
+    for name, made in findings.variants.items():
         floor = placement.floor_of(findings.profile, made.engine)
-        notes += placement.unknown(made.product.placement, floor, made.engine)
-        notes += [*made.product.notes, *([made.rerun.note] if made.rerun.note else [])]
+        own = [*placement.unknown(made.product.placement, floor, made.engine), *made.product.notes]
+        own += [made.rerun.note] if made.rerun.note else []
+        notes += [f"{name}: {note}" for note in own]
         if workshop.source.format == "onnx":
             normal = workshop.normal(made.engine)
             notes += [*normal.notes, *out_of_reach(normal.model)]
