@@ -330,4 +330,6 @@ def test_a_weight_without_values_spoils_nothing(tmp_path: Path) -> None:
 
     found = build_for(HERE, write_model(tmp_path, source), tmp_path, data=data, recipe=DYNAMIC)
 
-    assert [variant.name for variant in found.variants] == ["float"]
+    # Whether a product of nothing is faster in 8 bits is chance.
+    assert "float" in [variant.name for variant in found.variants]
+    assert {variant.max_abs_error for variant in found.variants} == {0}
