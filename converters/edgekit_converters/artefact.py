@@ -137,9 +137,8 @@ def graph_facts(product: Product) -> tuple[Needs, dict[str, int]]:
 
 
 def _graph(product: Product) -> Path | None:
-    if product.stand_in is not None:
-        return product.stand_in
-    return product.path if product.path.suffix in _READABLE else None
+    files = (product.stand_in, product.path)
+    return next((file for file in files if file and file.suffix in _READABLE), None)
 
 
 def _megabytes(size_bytes: int) -> int:

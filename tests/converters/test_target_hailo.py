@@ -69,6 +69,13 @@ def fake_compiler(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
 
 
+def fake_python(folder: Path, script: str) -> None:
+    """A shell script that is called as the compiler's own Python is; it emulates nothing."""
+    program = folder / "bin" / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+
+
 def test_an_operator_that_no_hef_holds_refuses_the_model_with_what_to_do() -> None:
     found = TARGET.coverage(convnet(last="Erf"), engine())
 
@@ -153,10 +160,57 @@ def test_the_program_is_given_a_fixed_model_and_samples_with_channels_last(
     assert product.placement.evidence == "linted"
 
 
-def test_what_a_hef_answers_is_never_made_up(tmp_path: Path) -> None:
-    product = Product(path=tmp_path / "model.hef")
+@pytest.mark.parametrize(
+    "shape", [(6, 8, 8, 4), (6, 1, 1, 256)], ids=["channels-last", "flattened"]
+)
+def test_answers_of_the_emulator_come_back_as_the_source_shapes_them(
+    shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = noise(*shape)
+    np.savez(tmp_path / "answers.npz", o0=answers)
+    fake_compiler(tmp_path, "exit 1", monkeypatch)
+    # $2 to $5 of the emulator: archive, chip, samples, where the answers go.
+    fake_python(tmp_path, f'cp "$4" {tmp_path}/given.npz; cp {tmp_path}/answers.npz "$5"')
+    work = job(tmp_path, convnet())
+    product = Product(path=tmp_path / "model.hef", stand_in=tmp_path / "model.har")
 
-    with pytest.raises(BuildError, match="nothing on this machine runs a HEF"):
+    found = TARGET.answers(product, {"x": noise(6, 3, 8, 8)}, work)["y"]
+
+    assert found.shape == (6, 4, 8, 8)
+    if shape == (6, 8, 8, 4):
+        np.testing.assert_array_equal(found, np.moveaxis(answers, -1, 1))
+    with np.load(tmp_path / "given.npz") as given:
+        np.testing.assert_array_equal(given["i0"][:, 0], noise(6, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("echo 'no module hailo_sdk_client'; exit 1", "the emulator: no module"), ("exit 0", "")],
+    ids=["refuses", "exits-0"],
+)
+def test_what_a_hef_answers_is_never_made_up(
+    script: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_compiler(tmp_path, "exit 1", monkeypatch)
+    fake_python(tmp_path, script)
+    product = Product(path=tmp_path / "model.hef", stand_in=tmp_path / "model.har")
+
+    with pytest.raises(BuildError) as caught:
+        TARGET.answers(product, {"x": noise(6, 3, 8, 8)}, job(tmp_path, convnet()))
+
+    assert said in caught.value.message
+    assert "log: " in caught.value.message
+
+
+def test_answers_that_cannot_be_the_models_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "answers.npz", o0=noise(6, 10))
+    fake_compiler(tmp_path, "exit 1", monkeypatch)
+    fake_python(tmp_path, f'cp {tmp_path}/answers.npz "$5"')
+    product = Product(path=tmp_path / "model.hef", stand_in=tmp_path / "model.har")
+
+    with pytest.raises(BuildError, match=r"answers \[6, 10\] for output 'y'"):
         TARGET.answers(product, {"x": noise(6, 3, 8, 8)}, job(tmp_path, convnet()))
 
 
