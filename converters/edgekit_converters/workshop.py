@@ -206,14 +206,6 @@ class Workshop:
             self.cache.put(kind, key, {file.name: file for file in staged.iterdir()})
         return staged.rename(folder)
 
-    def second_opinion(self, artifact: Path, *, engine: str) -> Arrays:
-        """What an artefact answers to the golden samples with the engine's plainest kernels."""
-        session = ENGINES.get(engine).open(artifact, options={"reference_kernels": True})
-        try:
-            return run_all(session, self.parts.golden.arrays, max_batch=_BATCH)
-        finally:
-            session.close()
-
     def _interface(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         if isinstance(self.source, TfliteSource):
             return open_source(self.source)
