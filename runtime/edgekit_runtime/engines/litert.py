@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from collections.abc import Mapping
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +28,7 @@ from edgekit.manifest import TensorSpec
 from edgekit.profile import Provider
 from edgekit.structs import Strict
 from edgekit_runtime.engines import Tensors
+from edgekit_runtime.engines.library import not_installed, parsed, version_of
 from edgekit_runtime.engines.ports import Port, PortSpec, Tensor, placed, plain
 from edgekit_runtime.engines.tensors import DATATYPES, misfit
 
@@ -71,28 +72,20 @@ class LiteRt:
 
     def version(self) -> str:
         """Version of the library here, found without importing it."""
-        try:
-            return metadata.version(self._distribution)
-        except metadata.PackageNotFoundError as e:
-            raise self._not_installed() from e
+        return version_of(self._distribution, missing=self._not_installed())
 
     def open(self, artifact: Path, *, options: Mapping[str, Any]) -> LiteRtSession:
         """Open a `.tflite` file by its path; the library maps it."""
-        try:
-            parsed = msgspec.convert(dict(options), Options)
-        except msgspec.ValidationError as e:
-            raise EngineError(f"options of engine {self.name} are not valid: {e}") from e
+        given = parsed(options, Options, engine=self.name)
         try:
             # It costs as much to import as onnxruntime.
             library = import_module(self._module)
         except ImportError as e:
             raise self._not_installed() from e
-        return LiteRtSession(artifact, parsed, library=library, engine=self.name)
+        return LiteRtSession(artifact, given, library=library, engine=self.name)
 
     def _not_installed(self) -> EngineNotInstalled:
-        return EngineNotInstalled(
-            f"engine {self.name} is not on this machine", hint=f"pip install {self._distribution}"
-        )
+        return not_installed(self.name, hint=f"pip install {self._distribution}")
 
 
 class LiteRtSession:

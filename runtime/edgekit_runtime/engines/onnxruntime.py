@@ -20,6 +20,7 @@ from edgekit.manifest import Datatype, TensorSpec
 from edgekit.profile import Provider
 from edgekit.structs import Strict
 from edgekit_runtime.engines import Tensors, plugins
+from edgekit_runtime.engines.library import parsed
 from edgekit_runtime.engines.tensors import misfit
 
 CPU = "CPUExecutionProvider"
@@ -79,10 +80,7 @@ class OnnxRuntime:
 
 def parse(options: Mapping[str, Any]) -> Options:
     """Check a variant's options, raising `EngineError` that names the wrong one."""
-    try:
-        return msgspec.convert(dict(options), Options)
-    except msgspec.ValidationError as e:
-        raise EngineError(f"options of engine onnxruntime are not valid: {e}") from e
+    return parsed(options, Options, engine="onnxruntime")
 
 
 def require(asked: Sequence[str], there: Sequence[str], *, where: str) -> None:

@@ -7,7 +7,6 @@ A device that was asked for either runs the whole model or the session is refuse
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +18,7 @@ from edgekit.errors import EngineError, EngineNotInstalled
 from edgekit.manifest import Datatype, TensorSpec
 from edgekit.structs import Strict
 from edgekit_runtime.engines import Tensors
+from edgekit_runtime.engines.library import not_installed, parsed, version_of
 from edgekit_runtime.engines.tensors import misfit
 
 DISTRIBUTION = "openvino"
@@ -76,10 +76,7 @@ class OpenVino:
 
     def version(self) -> str:
         """Version of the library here, found without importing it."""
-        try:
-            return metadata.version(DISTRIBUTION)
-        except metadata.PackageNotFoundError as e:
-            raise _not_installed() from e
+        return version_of(DISTRIBUTION, missing=_not_installed())
 
     def devices(self) -> tuple[str, ...]:
         """The devices of this machine, as `Options.device` names them."""
@@ -92,10 +89,7 @@ class OpenVino:
 
 def parse(options: Mapping[str, Any]) -> Options:
     """Check a variant's options, raising `EngineError` that names the wrong one."""
-    try:
-        return msgspec.convert(dict(options), Options)
-    except msgspec.ValidationError as e:
-        raise EngineError(f"options of engine openvino are not valid: {e}") from e
+    return parsed(options, Options, engine="openvino")
 
 
 class OpenVinoSession:
@@ -183,7 +177,7 @@ def _reason(error: Exception) -> str:
 
 
 def _not_installed() -> EngineNotInstalled:
-    return EngineNotInstalled("engine openvino is not on this machine", hint="pip install openvino")
+    return not_installed("openvino", hint="pip install openvino")
 
 
 ENGINE = OpenVino()

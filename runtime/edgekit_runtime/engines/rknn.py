@@ -9,7 +9,6 @@ reports what goes wrong by a return code or by no answer at all; both become err
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +20,7 @@ from edgekit.errors import EngineError, EngineNotInstalled
 from edgekit.manifest import TensorSpec
 from edgekit.structs import Strict
 from edgekit_runtime.engines import Tensors
+from edgekit_runtime.engines.library import not_installed, parsed, version_of
 from edgekit_runtime.engines.tensors import DTYPES, misfit
 
 CoreMask = Literal["auto", "0", "1", "2", "0_1", "0_1_2", "all"]
@@ -52,10 +52,7 @@ class Rknn:
 
     def version(self) -> str:
         """Version of the library here, found without importing it."""
-        try:
-            return metadata.version(PACKAGE)
-        except metadata.PackageNotFoundError as e:
-            raise _not_installed() from e
+        return version_of(PACKAGE, missing=_not_installed())
 
     def open(self, artifact: Path, *, options: Mapping[str, Any]) -> RknnSession:
         """Open an `.rknn` file; the library reads it into memory."""
@@ -64,17 +61,14 @@ class Rknn:
 
 def parse(options: Mapping[str, Any]) -> Options:
     """Check a variant's options, raising `EngineError` that names the wrong one."""
-    try:
-        parsed = msgspec.convert(dict(options), Options)
-    except msgspec.ValidationError as e:
-        raise EngineError(f"options of engine rknn are not valid: {e}") from e
-    for spec in (*parsed.inputs, *parsed.outputs):
+    found = parsed(options, Options, engine="rknn")
+    for spec in (*found.inputs, *found.outputs):
         if -1 in spec.shape or spec.datatype == "BYTES":
             raise EngineError(
                 f"options of engine rknn are not valid: {spec.name!r} is {spec.datatype}"
                 f" {list(spec.shape)}, and an .rknn file has numbers of fixed shapes only"
             )
-    return parsed
+    return found
 
 
 def require_rknn(artifact: Path) -> None:
@@ -165,10 +159,8 @@ def answers(
 
 
 def _not_installed() -> EngineNotInstalled:
-    return EngineNotInstalled(
-        "engine rknn is not on this machine",
-        hint=f"on the board: pip install {PACKAGE}, and Rockchip's librknnrt.so",
-    )
+    hint = f"on the board: pip install {PACKAGE}, and Rockchip's librknnrt.so"
+    return not_installed("rknn", hint=hint)
 
 
 ENGINE = Rknn()
