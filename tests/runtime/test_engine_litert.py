@@ -20,6 +20,7 @@ from edgekit_runtime.engines import ENGINES
 from edgekit_runtime.engines.batches import run_all
 from edgekit_runtime.engines.ports import quantised
 from tests.converters.chains import needs
+from tests.runtime.tflite_models import relu
 
 SCALE, ZERO_POINT = 0.05, -20
 LOW, HIGH = (-128 - ZERO_POINT) * SCALE, (127 - ZERO_POINT) * SCALE
@@ -36,7 +37,7 @@ def artifact(tmp_path: Path) -> Path:
     """y = relu(x), int8 [1, 4, 5, 3] with channels last."""
     pytest.importorskip("ai_edge_litert")
     path = tmp_path / "relu.tflite"
-    path.write_bytes(_relu(shape=[1, 4, 5, 3]))
+    path.write_bytes(relu(shape=[1, 4, 5, 3], quantised=(SCALE, ZERO_POINT)))
     return path
 
 
@@ -63,7 +64,7 @@ def test_answers_are_within_half_a_step_of_the_model(tmp: Path, images: np.ndarr
 def tmp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("ai_edge_litert")
     path = tmp_path_factory.mktemp("litert") / "relu.tflite"
-    path.write_bytes(_relu(shape=[1, 4, 5, 3]))
+    path.write_bytes(relu(shape=[1, 4, 5, 3], quantised=(SCALE, ZERO_POINT)))
     return path
 
 
@@ -129,33 +130,6 @@ def test_quantised_values_are_the_nearest_steps_or_the_ends(
         assert abs(real - nearest) <= scale / 2 * 1.001
 
 
-def _relu(*, shape: list[int]) -> bytes:
-    import flatbuffers  # type: ignore[import-untyped]
-    from ai_edge_litert import schema_py_generated as schema
-
-    def tensor(name: str) -> Any:
-        made = schema.TensorT()
-        made.name, made.type, made.buffer, made.shape = name, schema.TensorType.INT8, 0, shape
-        made.quantization = schema.QuantizationParametersT()
-        made.quantization.scale, made.quantization.zeroPoint = [SCALE], [ZERO_POINT]
-        return made
-
-    operator = schema.OperatorT()
-    operator.inputs, operator.outputs, operator.opcodeIndex = [0], [1], 0
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.RELU
-    code.version = 2
-    graph = schema.SubGraphT()
-    graph.tensors, graph.operators = [tensor("x"), tensor("y")], [operator]
-    graph.inputs, graph.outputs = [0], [1]
-    model = schema.ModelT()
-    model.version, model.subgraphs = 3, [graph]
-    model.operatorCodes, model.buffers = [code], [schema.BufferT()]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
-
-
 BOARD_PROGRAM = """
 import sys
 sys.path += sys.argv[1:4]  # behind the board's own packages: edgekit's code, and what it needs
@@ -175,7 +149,7 @@ print(engine.version())
 @needs("tflite-runtime")
 def test_the_library_that_boards_of_older_vendors_have_runs_it_too(tmp_path: Path) -> None:
     model = tmp_path / "small.tflite"
-    model.write_bytes(_relu(shape=[1, 4, 5, 3]))
+    model.write_bytes(relu(shape=[1, 4, 5, 3], quantised=(SCALE, ZERO_POINT)))
     root = Path(__file__).parents[2]
     packages = sysconfig.get_paths()["platlib"]
 

@@ -15,6 +15,7 @@ from edgekit.errors import EngineError, UsageError
 from edgekit_runtime.engines import ENGINES
 from edgekit_runtime.engines.batches import run_all
 from tests.runtime.engine_contract import EngineContract
+from tests.runtime.tflite_models import relu
 
 
 def save(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> Path:
@@ -125,35 +126,8 @@ class TestLiteRt(EngineContract):
     def artifact(self, tmp_path: Path) -> Path:
         pytest.importorskip("ai_edge_litert")
         path = tmp_path / "relu.tflite"
-        path.write_bytes(_relu_tflite())
+        path.write_bytes(relu(shape=[1, 4], signature=[-1, 4]))
         return path
-
-
-def _relu_tflite() -> bytes:
-    """y = relu(x), x float32 [-1, 4], by the schema that ai-edge-litert ships."""
-    import flatbuffers  # type: ignore[import-untyped]
-    from ai_edge_litert import schema_py_generated as schema
-
-    def tensor(name: str) -> Any:
-        made = schema.TensorT()
-        made.name, made.type, made.buffer = name, schema.TensorType.FLOAT32, 0
-        made.shape, made.shapeSignature = [1, 4], [-1, 4]
-        return made
-
-    operator = schema.OperatorT()
-    operator.inputs, operator.outputs, operator.opcodeIndex = [0], [1], 0
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.RELU
-    code.version = 1
-    graph = schema.SubGraphT()
-    graph.tensors, graph.operators = [tensor("x"), tensor("y")], [operator]
-    graph.inputs, graph.outputs = [0], [1]
-    model = schema.ModelT()
-    model.version, model.subgraphs = 3, [graph]
-    model.operatorCodes, model.buffers = [code], [schema.BufferT()]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
 
 
 def test_an_unknown_engine_is_named() -> None:
