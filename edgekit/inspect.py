@@ -26,7 +26,9 @@ _CONSTANT = "edgekit_converters.normalise:parse_constant"
 REPORT = "reports/report.json"
 GATE = "reports/gate.json"
 _EVIDENCE = ("sbom.cdx.json", "provenance.json", GATE)
-_ZIP = b"PK\x03\x04"
+# Other zip files are models: a bundle is told by its first entry, whose name ends its header.
+_ZIP, _FIRST = b"PK\x03\x04", b"manifest.json"
+_LOCAL_HEADER_BYTES = 30
 
 
 @click.command()
@@ -211,11 +213,13 @@ def _is_bundle(path: Path) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            return path.suffix == ".edge" or file.read(len(_ZIP)) == _ZIP
+            start = file.read(_LOCAL_HEADER_BYTES + len(_FIRST))
     except OSError as e:
         raise ModelError(
             f"{path} cannot be read: {e.strerror}", hint="name a bundle or a model"
         ) from e
+    is_named = start.startswith(_ZIP) and start[_LOCAL_HEADER_BYTES:] == _FIRST
+    return path.suffix == ".edge" or is_named
 
 
 def _model(

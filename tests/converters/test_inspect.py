@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from sklearn.linear_model import LogisticRegression
+from skops import io as skops_io  # type: ignore[import-untyped]
 
 from edgekit import profile
 from edgekit.errors import UsageError
@@ -26,6 +28,7 @@ from edgekit_converters.fit import fit, judge
 from edgekit_converters.inspect import facts_of, inspect_model, rows
 from edgekit_converters.macs import macs_by_node
 from edgekit_converters.source import OnnxSource
+from tests import bundles
 from tests.converters.building import convnet, write_model
 from tests.converters.tflite_models import write_dense
 
@@ -344,3 +347,22 @@ def test_wrong_options_are_usage_errors(options: list[str], tmp_path: Path) -> N
     run = CliRunner().invoke(inspect, [str(write_model(tmp_path)), *options])
 
     assert isinstance(run.exception, UsageError) or run.exit_code == 2
+
+
+def test_a_zip_that_holds_a_model_is_no_bundle(tmp_path: Path) -> None:
+    path = tmp_path / "digits.skops"
+    samples = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    skops_io.dump(LogisticRegression().fit(samples, samples[:, 0] > 0), path)
+
+    found = CliRunner().invoke(inspect, [str(path), "--json"])
+
+    assert found.exit_code == 0, found.output
+    assert "operators" in json.loads(found.stdout)
+
+
+def test_a_bundle_is_told_by_what_it_is_and_not_by_its_name(tmp_path: Path) -> None:
+    path = bundles.write(tmp_path).rename(tmp_path / "renamed.zip")
+
+    found = CliRunner().invoke(inspect, [str(path), "--json"])
+
+    assert json.loads(found.stdout)["kind"] == "bundle"
