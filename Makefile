@@ -1,6 +1,6 @@
 # Every target that needs Python packages makes .venv first, with the versions of uv.lock.
 PYTHON ?= python3
-EXTRAS := --extra device --extra litert --extra host --extra coordinator --extra demo --extra sklearn --extra torch --extra openvino
+EXTRAS := --extra device --extra grpc --extra litert --extra host --extra coordinator --extra demo --extra sklearn --extra torch --extra openvino
 BIN := .venv/bin
 TOOLCHAINS ?= litert-quantizer onnx2tf vela qnn openvino rknn onnxruntime-1.18 onnxruntime-1.23 tflite-runtime arm64
 UV := $(shell command -v uv 2>/dev/null)
