@@ -9,7 +9,7 @@ BOARD_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/py
 SOURCES := $(shell git ls-files edgekit runtime converters device_profiles 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-torch toolchains check lint types layers bench system-deps clean
+.PHONY: help demo test test-fast test-torch toolchains perf-analyzer protocol check lint types layers bench system-deps clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,9 @@ test-torch: .venv/ready .venv-torch/ready ## Run the tests that need torch (a CP
 toolchains: .venv/ready ## Install every tool chain that a build can drive (2.7 GB).
 	$(BIN)/edgekit doctor $(foreach chain,$(TOOLCHAINS),--install $(chain))
 
+perf-analyzer: .venv/ready ## Install Triton's load generator, which a test runs against the server.
+	$(BIN)/python -m tests.runtime.perf_analyzer
+
 check: lint types layers test ## Run everything that CI runs.
 
 lint: .venv/ready ## Check style and formatting.
@@ -45,8 +48,12 @@ layers: .venv/ready ## Check which package may import which.
 bench: .venv/ready ## Measure the figures of the README.
 	$(BIN)/python -m benchmarks
 
+protocol: ## Make the messages of gRPC anew from the protocol's description.
+	cd runtime/edgekit_runtime/serving/grpc && uv run --no-project --with grpcio-tools==1.85.1 \
+	  python -m grpc_tools.protoc -I proto --descriptor_set_out=inference.binpb --pyi_out=. inference.proto
+
 system-deps: ## Install the Debian packages that some tests want.
-	apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients openssh-server qemu-user-static
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients openssh-server qemu-user-static gcc libc6-dev
 
 clean: ## Remove what the targets above made.
 	rm -rf .venv .venv-board .venv-signing .venv-torch dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -27,6 +27,14 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "fleet": ("edgekit.fleet.commands:fleet", "Show the devices of a fleet."),
     "inspect": ("edgekit.inspect:inspect", "Show what a model or a bundle is."),
     "keys": ("edgekit.commands:keys", "Make signing keys."),
+    "limits": (
+        "edgekit_runtime.capacity.limits_command:limits",
+        "Find the highest rate that meets an SLO here.",
+    ),
+    "plan": (
+        "edgekit_runtime.capacity.plan_command:plan",
+        "Tell how many streams fit on this machine.",
+    ),
     "profiles": (
         "edgekit_converters.profiles_commands:profiles",
         "List, show and check device profiles.",
@@ -34,7 +42,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "publish": ("edgekit.fleet.commands:publish", "Put a bundle into the fleet's repository."),
     "rollout": ("edgekit.fleet.commands:rollout", "Create, watch and stop rollouts."),
     "round": ("edgekit.fleet.commands:round_", "Start and watch federated rounds."),
-    "run": ("edgekit_runtime.commands:run", "Serve bundles in the foreground."),
+    "run": ("edgekit_runtime.run_command:run", "Serve bundles in the foreground."),
     "verify": ("edgekit_runtime.commands:verify", "Check a bundle and run its golden inputs."),
 }
 

@@ -107,6 +107,14 @@ class GoldenMismatch(EngineError):
     """An engine does not reproduce the golden outputs of a bundle."""
 
 
+class PlacementBroken(EngineError):
+    """An engine does not run a variant where its manifest says that it runs."""
+
+
+class WorkerLost(EngineError):
+    """What ran a model died, hung or grew too large, and the requests it had with it."""
+
+
 class ServingError(EdgekitError):
     """The server could not start or answer."""
 
@@ -123,6 +131,22 @@ class Overloaded(ServingError):
     def __init__(self, message: str, *, retry_after_s: float, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
+
+
+class Unavailable(ServingError):
+    """A model is known here and cannot answer now.
+
+    Args:
+        retry_after_s: when it makes sense to ask again, in seconds.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class AccessDenied(ServingError):
+    """Who asks may not have this."""
 
 
 class DeadlineMissed(ServingError):

@@ -13,7 +13,7 @@ import msgspec
 
 from edgekit.errors import ManifestError
 from edgekit.profile import Accelerator, DeviceProfile, Placement
-from edgekit.recipe import PostStep, PreStep
+from edgekit.steps import PostStep, PreStep
 from edgekit.structs import Strict
 
 FORMAT: Literal[1] = 1

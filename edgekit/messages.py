@@ -69,6 +69,8 @@ class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
     """What one variant of one model did since the last telemetry.
 
     Attributes:
+        rejected: refused before they waited.
+        cancelled: the client left before its answer.
         latency_us: counts by bucket of `LATENCY_EDGES_US`, one more for what lies above; sparse:
             bucket index to count.
         engine_us: time within the engine, microseconds in all.
@@ -80,18 +82,68 @@ class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
     requests: Count
     errors: Count
     rejected: Count = 0
+    cancelled: Count = 0
     engine_us: Count = 0
     latency_us: dict[Annotated[int, msgspec.Meta(ge=0, le=89)], Count] = {}
 
 
+class DriftSketch(msgspec.Struct, frozen=True, kw_only=True):
+    """What a window saw, in counts that add up over windows and devices; see docs/drift.md.
+
+    Attributes:
+        reference: sha256 of the bundle's `drift.json`, whose bins these are.
+        rows: samples that were looked at.
+        counts: base64 of a zlib stream of uint32, little-endian, [features][9].
+    """
+
+    reference: Sha256
+    rows: Count
+    counts: Annotated[str, msgspec.Meta(max_length=8192)]
+
+
+class DriftFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a model still sees, and answers, what it was evaluated on.
+
+    Attributes:
+        rows: samples that were looked at since the model was loaded.
+        windows: windows that ended since then; `alarms` of them differed too much.
+        drifts: whether the last one did.
+        p: how often chance alone differs as much as the last window did; `None` before the first.
+        distance: by how much the shares of `feature` differ, 0 to 1.
+        feature: the one that differs most.
+        sketch: of a window that ended since the last telemetry.
+    """
+
+    model: ModelName
+    version: ModelVersion
+    rows: Count
+    windows: Count = 0
+    alarms: Count = 0
+    drifts: bool = False
+    p: float | None = None
+    distance: float | None = None
+    feature: Text = ""
+    sketch: DriftSketch | None = None
+
+
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """What the daemon and the board use now; `None` where the board does not tell."""
+    """What the daemon and the board use now; `None` where the board does not tell.
+
+    Attributes:
+        temperature_c: of the hottest zone.
+        clock_mhz: of the fastest core.
+        power_w: that the whole board takes, where one rail stands for all of it.
+        throttled: what slows the board down now, in words.
+    """
 
     cpu_s: float
     rss_bytes: Count
     memory_free_bytes: Count | None = None
     disk_free_bytes: Count | None = None
     temperature_c: float | None = None
+    clock_mhz: float | None = None
+    power_w: float | None = None
+    throttled: tuple[Text, ...] = ()
 
 
 class Telemetry(Counted, frozen=True, kw_only=True):
@@ -99,6 +151,7 @@ class Telemetry(Counted, frozen=True, kw_only=True):
 
     period_s: float
     models: tuple[ModelFigures, ...] = ()
+    drift: tuple[DriftFigures, ...] = ()
     resources: Resources
     outbox_dropped: Count = 0
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from edgekit import documents
 from edgekit.errors import ProfileError
@@ -100,10 +101,13 @@ class Placement(Strict, frozen=True, kw_only=True):
     Attributes:
         min_accelerator_macs: least share (0 to 1) of MACs on the variant's accelerator.
         fallback_ops: operators that may run on the CPU beside it.
+        on_fallback: what a device does with a variant that runs elsewhere: `refuse` it, or serve it
+            and `alarm`. Left out for `refuse`, so that older readers of a manifest take it.
     """
 
     min_accelerator_macs: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
     fallback_ops: tuple[str, ...] = ()
+    on_fallback: Literal["refuse", "alarm"] | UnsetType = UNSET
 
 
 class Quality(Strict, frozen=True, kw_only=True):

@@ -1,7 +1,6 @@
 """Recipe: how a model is made smaller and faster, and what it may cost. Every field has a default.
 
-The steps of pre- and post-processing are data, so that the build's evaluation and the daemon run
-the very same code on them (`edgekit_runtime.pipeline`) and the manifest can carry them.
+The steps of pre- and post-processing are those of `edgekit.steps`.
 """
 
 from __future__ import annotations
@@ -13,73 +12,13 @@ import msgspec
 
 from edgekit import documents
 from edgekit.errors import RecipeError
+from edgekit.steps import PostStep, PreStep, Share
 from edgekit.structs import Strict
 
-Positive = Annotated[int, msgspec.Meta(gt=0, le=65536)]
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Resample = Literal["nearest", "bilinear", "bicubic"]
 Option = str | int | float | bool | tuple[str, ...]
 MetricName = Annotated[
     str, msgspec.Meta(pattern=r"^([a-z][a-z0-9_]*|[A-Za-z_][\w.]*:[A-Za-z_]\w*)\Z")
 ]
-
-
-class Step(Strict, frozen=True, tag_field="op"):
-    """Base of a pipeline step; the field `op` says which one."""
-
-
-class Resize(Step, frozen=True, kw_only=True, tag="resize"):
-    """Picture [h, w, 3] to [height, width, 3], or its shorter edge to `shorter` pixels."""
-
-    width: Positive | None = None
-    height: Positive | None = None
-    shorter: Positive | None = None
-    resample: Resample = "bicubic"
-
-    def __post_init__(self) -> None:
-        both = self.width is not None and self.height is not None
-        neither = self.width is None and self.height is None
-        if not ((both and self.shorter is None) or (neither and self.shorter is not None)):
-            raise ValueError("resize takes either width and height, or shorter")
-
-
-class CenterCrop(Step, frozen=True, kw_only=True, tag="center_crop"):
-    """The middle [height, width, 3] of a picture."""
-
-    width: Positive
-    height: Positive
-
-
-class Normalise(Step, frozen=True, kw_only=True, tag="normalise"):
-    """Pixels to float32 (x - mean) / std, by channel, in units of 0..255."""
-
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (255.0, 255.0, 255.0)
-
-    def __post_init__(self) -> None:
-        if 0.0 in self.std:
-            raise ValueError("normalise cannot divide by a std of 0")
-
-
-class Layout(Step, frozen=True, kw_only=True, tag="layout"):
-    """The order of the axes the model takes."""
-
-    to: Literal["NCHW", "NHWC"]
-
-
-class Softmax(Step, frozen=True, kw_only=True, tag="softmax"):
-    """Scores [n, k] to probabilities [n, k]."""
-
-
-class TopK(Step, frozen=True, kw_only=True, tag="top_k"):
-    """Scores [n, c] to the k best classes, best first."""
-
-    k: Positive = 5
-    labels: tuple[str, ...] | None = None
-
-
-PreStep = Resize | CenterCrop | Normalise | Layout
-PostStep = Softmax | TopK
 
 
 class PassSpec(Strict, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit import bundle, tensors
 from edgekit.bundle import GOLDEN_INPUTS, GOLDEN_REFERENCE, Bundle
-from edgekit.manifest import Golden, Manifest, Model, Needs, TensorSpec, Variant
+from edgekit.manifest import Golden, Manifest, Model, Needs, Pipeline, TensorSpec, Variant
 from edgekit.profile import DeviceProfile, EngineSpec, Placement, Quality
 from edgekit.signing import SigningKey
 
@@ -112,6 +112,9 @@ def write(
     seed: int = 0,
     samples_count: int = 3,
     variants: Sequence[Variant] = (),
+    beside: Mapping[str, bytes] = {},
+    extra: Mapping[str, bytes] = {},
+    pipeline: Pipeline = Pipeline(),  # noqa: B008 - frozen
 ) -> Path:
     """Write a signed bundle `NAME-VERSION-PROFILE.edge` into `folder` and return its path.
 
@@ -127,6 +130,10 @@ def write(
         seed: of the default model's weights, so that versions differ.
         samples_count: golden samples.
         variants: further variants, tried before the one that runs.
+        beside: further variants that run, behind the default one: each an ONNX file for the same
+            tensors that gives something else.
+        extra: further entries.
+        pipeline: steps before and after the model.
     """
     if model is None:
         widths = (FEATURES, 2048, 512, CLASSES) if large else (FEATURES, 32, CLASSES)
@@ -137,18 +144,8 @@ def write(
     golden = directly(model, golden_inputs)
     if broken_golden:
         golden = golden + np.float32(1)
-    runs = Variant(
-        name="float",
-        artifact="artifacts/float.onnx",
-        engine="onnxruntime",
-        accelerator="cpu",
-        precision="fp32",
-        needs=Needs(memory_mb=16, onnx_ir=IR, opset=OPSET),
-        placement=Placement(),
-        golden=Golden(
-            outputs="golden/float.safetensors", atol=1e-4, rtol=1e-4, reference_atol=1e-3
-        ),
-    )
+    runs = _variant("float", reference_atol=1e-3)
+    others = [_variant(label, reference_atol=1e3) for label in beside]
     content = Manifest(
         name=name,
         version=version,
@@ -156,7 +153,8 @@ def write(
         model=Model(
             source_sha256=hashlib.sha256(model).hexdigest(), inputs=(inputs,), outputs=(outputs,)
         ),
-        variants=(*variants, runs),
+        pipeline=pipeline,
+        variants=(*variants, runs, *others),
     )
     entries: dict[str, bytes | Path] = {
         runs.artifact: model,
@@ -164,8 +162,14 @@ def write(
         GOLDEN_INPUTS: tensors.encode({"x": golden_inputs}),
         GOLDEN_REFERENCE: tensors.encode({"y": golden}),
     }
+    entries |= extra
     for variant in variants:
         entries.setdefault(variant.artifact, b"not a model")
+    for label, other in beside.items():
+        entries[f"artifacts/{label}.onnx"] = other
+        entries[f"golden/{label}.safetensors"] = tensors.encode(
+            {"y": directly(other, golden_inputs)}
+        )
     path = folder / f"{name}-{version}-{PROFILE.name}.edge"
     bundle.write(path, content, entries=entries, reports={}, key=key or SigningKey.generate())
     return path
@@ -197,6 +201,24 @@ def _model(
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
     onnx.checker.check_model(made, full_check=True)
     return bytes(made.SerializeToString(deterministic=True))
+
+
+def _variant(name: str, *, reference_atol: float) -> Variant:
+    return Variant(
+        name=name,
+        artifact=f"artifacts/{name}.onnx",
+        engine="onnxruntime",
+        accelerator="cpu",
+        precision="fp32",
+        needs=Needs(memory_mb=16, onnx_ir=IR, opset=OPSET),
+        placement=Placement(),
+        golden=Golden(
+            outputs=f"golden/{name}.safetensors",
+            atol=1e-4,
+            rtol=1e-4,
+            reference_atol=reference_atol,
+        ),
+    )
 
 
 def _spec(value: Any) -> TensorSpec:

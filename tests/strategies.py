@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -63,6 +64,7 @@ placements = st.builds(
     Placement,
     min_accelerator_macs=shares,
     fallback_ops=st.lists(st.sampled_from(["Softmax", "Resize"]), max_size=2).map(tuple),
+    on_fallback=st.sampled_from([msgspec.UNSET, "refuse", "alarm"]),
 )
 
 _figures = st.builds(

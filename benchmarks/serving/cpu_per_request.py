@@ -2,137 +2,97 @@
 
     python -m benchmarks.serving.cpu_per_request --json out.json
 
-Both are CPU seconds of one and the same process. Each round measures in process, then served; the
-table shows medians over rounds. The load generator is another process, and where cores share caches
-or a hyper-thread it makes each instruction of the server dearer: so while the model runs in
-process, a spinning process takes the load generator's place.
+Both are CPU seconds of the same process, its worker processes included. Each round measures in
+process, then served; the table shows medians over rounds. The load generator is another process,
+and where cores share caches or a hyper-thread it makes each instruction of the server dearer: so
+while the model runs in process, a spinning process takes the load generator's place. What serving
+adds to the latency is told at one connection, at the median.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
-from edgekit.bundle import Bundle
-from tests import bundles
+import numpy as np
 
-MODELS: dict[str, tuple[bytes, tuple[int, ...], int]] = {
-    "mlp": (bundles.mlp((256, 256, 256, 10)), (1, 256), 4000),
-    "convnet": (bundles.convnet(size=224, channels=28, layers=6), (1, 3, 224, 224), 100),
-}
+from benchmarks.serving import subject
+from benchmarks.serving.subject import MEASURED, MODELS, Server
+from edgekit_runtime.capacity.generators import Generators
 
-
-class Server:
-    """The measured process."""
-
-    def __init__(self, folders: list[Path]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.serving.server", *map(str, folders)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.hello: dict[str, Any] = self._line()
-
-    def cpu_s(self) -> float:
-        return float(self._ask("cpu"))
-
-    def run(self, model: str, count: int) -> float:
-        return float(self._ask(f"run {model} {count}"))
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _ask(self, line: str) -> Any:
-        assert self._process.stdin is not None
-        print(line, file=self._process.stdin, flush=True)
-        return self._line()
-
-    def _line(self) -> Any:
-        assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
+CONNECTIONS = (1, 8)
+MODES = ("auto", "loop", "thread", "process")
 
 
-@contextmanager
-def busy() -> Iterator[None]:
-    """Keep one core busy from another process."""
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
-        try:
-            yield
-        finally:
-            process.kill()
-
-
-def load(port: int, model: str, *, connections: int, requests: int) -> list[float]:
-    """Run the load generator; latencies in seconds, sorted."""
-    shape = MODELS[model][1]
-    command = [sys.executable, "-m", "benchmarks.serving.load", str(port), "--model", model]
-    command += ["--connections", str(connections), "--requests", str(requests)]
-    command += ["--shape", *map(str, shape)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    latencies: list[float] = json.loads(done.stdout)
-    return latencies
-
-
-def measure(server: Server, model: str, *, rounds: int, connections: int) -> dict[str, float]:
+def measure(
+    server: Server, model: str, *, rounds: int, connections: int, seconds: float
+) -> dict[str, float | None]:
     """Medians over rounds for one model at one number of connections."""
-    port, requests = server.hello["port"], MODELS[model][2]
-    load(port, model, connections=connections, requests=requests // 4)
-    inside, served, latencies = [], [], []
-    for _ in range(rounds):
-        with busy():
-            inside.append(server.run(model, requests) / requests * 1e6)
-        before = server.cpu_s()
-        latencies += load(port, model, connections=connections, requests=requests)
-        served.append((server.cpu_s() - before) / requests * 1e6)
-    cuts = quantiles(latencies, n=100)
+    runs = MODELS[model][2]
+    inside, alone_us, served, latencies_us = [], [], [], []
+    with Generators(server.address) as generators:
+        messages = subject.messages(generators, model)
+        generators.closed_loop(messages, connections=connections, duration_s=seconds / 4)
+        for _ in range(rounds):
+            with subject.busy():
+                ran = server.run(model, runs)
+            inside.append(ran["cpu_s"] / runs * 1e6)
+            # A latency is what it is with nobody beside.
+            alone_us.append(server.run(model, runs // 4)["p50_us"])
+            before = server.cpu_s()
+            seen = generators.closed_loop(messages, connections=connections, duration_s=seconds)
+            if seen.failed:
+                raise SystemExit(f"{seen.failed} requests failed: {seen.statuses}")
+            served.append((server.cpu_s() - before) / len(seen.latencies_ns) * 1e6)
+            latencies_us.append(np.percentile(seen.latencies_ns, (50, 99)) / 1e3)
+    p50_us, p99_us = (float(value) for value in np.median(latencies_us, axis=0))
     return {
         "in_process_us": median(inside),
         "served_us": median(served),
         "ratio": median(s / i for s, i in zip(served, inside, strict=True)),
-        "latency_p50_us": cuts[49] * 1e6,
-        "latency_p99_us": cuts[98] * 1e6,
+        "latency_p50_us": p50_us,
+        "latency_p99_us": p99_us,
+        "latency_added_p50_us": p50_us - median(alone_us) if connections == 1 else None,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one loop")
+    parser.add_argument("--workers", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    results: dict[str, dict[str, float | None]] = {}
+    plans: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folders = []
-        for model, (raw, _, _) in MODELS.items():
-            path = bundles.write(folder, name=model, model=raw)
-            with Bundle.open(path) as packed:
-                folders.append(packed.unpack(folder / model))
-        server = Server(folders)
-        results: dict[str, dict[str, float]] = {}
-        for model in MODELS:
-            for connections in (1, 8):
-                found = measure(server, model, rounds=options.rounds, connections=connections)
-                results[f"{model} c{connections}"] = found
-        server.close()
-    print(f"plans (inline, largest batch, us): {server.hello['plans']}")
-    print(f"{'':14}{'in process':>12}{'served':>12}{'ratio':>8}{'p50':>10}{'p99':>10}")
+        folders = subject.write(Path(name))
+        for mode in options.workers:
+            with Server(folders, workers=mode) as server:
+                plans[mode] = server.hello["plans"]
+                for model in MEASURED:
+                    for connections in CONNECTIONS:
+                        results[f"{model} {mode} c{connections}"] = measure(
+                            server,
+                            model,
+                            rounds=options.rounds,
+                            connections=connections,
+                            seconds=options.seconds,
+                        )
+    print(f"plans (place, largest batch, us): {plans}")
+    print(f"{'':20}{'in process':>12}{'served':>12}{'ratio':>8}{'p50':>10}{'p99':>10}{'added':>10}")
     for label, row in results.items():
         print(
-            f"{label:14}{row['in_process_us']:9.1f} us{row['served_us']:9.1f} us{row['ratio']:8.2f}"
+            f"{label:20}{row['in_process_us']:9.1f} us{row['served_us']:9.1f} us{row['ratio']:8.2f}"
             f"{row['latency_p50_us']:7.0f} us{row['latency_p99_us']:7.0f} us"
+            + (f"{added:7.0f} us" if (added := row["latency_added_p50_us"]) is not None else "")
         )
     if options.json:
-        options.json.write_text(json.dumps({"plans": server.hello["plans"], "results": results}))
+        options.json.write_text(json.dumps({"plans": plans, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

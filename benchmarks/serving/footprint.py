@@ -1,9 +1,11 @@
-"""What serving costs before the first request: CPU to start, memory of an idle server, CPU of help.
+"""What serving costs a board in memory and at its start: idle, in use, and to the first answer.
 
     python -m benchmarks.serving.footprint --json out.json
 
-Each figure is the median of several fresh processes. Cold start is the CPU of `edgekit run` until
-it says that it listens, less the CPU of a process that only imports the engine and opens the model.
+Each figure is the median of several fresh processes, over the whole process tree. Cold start is the
+CPU of `edgekit run` until it has answered a request, less the CPU of a process that only imports
+the engine, opens the model and runs it once. PSS counts shared pages by share, so it is taken with
+few other Python processes around.
 """
 
 from __future__ import annotations
@@ -11,22 +13,29 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.process import cpu_s, pss_mb, tell
+from benchmarks.process import tell
+from benchmarks.serving import holdings, subject
+from benchmarks.serving.subject import MODELS
+from edgekit_runtime.capacity import resources, wire
+from edgekit_runtime.capacity.generators import Generators
+from edgekit_runtime.capacity.target import started
 from tests import bundles
 
+MODEL = "convnet"
+BATCH = 8
+MODES = ("thread", "process")
 IDLE = """
 import asyncio, sys
 from edgekit_runtime.serving.address import Tcp
 from edgekit_runtime.serving.models import Models
 from edgekit_runtime.serving.server import Server, new_event_loop
-import edgekit_runtime.commands
+import edgekit_runtime.run_command
 
 async def main():
     await Server(Models(), listen=[Tcp("127.0.0.1", 0)]).start()
@@ -38,22 +47,17 @@ new_event_loop().run_until_complete(main())
 ENGINE = """
 import sys
 from pathlib import Path
+import numpy as np
 from edgekit_runtime.engines import ENGINES
-ENGINES.get("onnxruntime").open(Path(sys.argv[1]), options={})
+session = ENGINES.get("onnxruntime").open(Path(sys.argv[1]), options={})
+session.run({"x": np.zeros(tuple(map(int, sys.argv[2:])), dtype=np.float32)})
 """
 
 
-def cpu_of(command: list[str], *, until_line: bool) -> float:
-    """CPU seconds of a process, to its end or to its first line, which ends it."""
+def cpu_of(command: list[str]) -> float:
+    """CPU seconds of a process, to its end."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        if until_line:
-            process.stdout.readline()
-            spent = cpu_s(process.pid)
-            process.send_signal(signal.SIGKILL)
-            return spent
-        process.stdout.read()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -64,9 +68,24 @@ def idle_pss_mb() -> float:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        size_mb = pss_mb(process.pid)
+        size_mb = holdings.settled(process.pid)["pss_mb"]
         process.kill()
     return size_mb
+
+
+def served(bundle: Path, *, workers: str) -> tuple[float, float]:
+    """CPU seconds to the first answer, and PSS in MB after requests of a batch of 8."""
+    shape = MODELS[MODEL][1]
+    words = ["--insecure", "--listen", "127.0.0.1:0", "--workers", workers]
+    with started(bundle, words) as target, Generators(target.address, connections=1) as driving:
+        assert target.pid is not None
+        one = driving.messages([subject.request(MODEL)])
+        driving.closed_loop(one, connections=1, duration_s=0.001)
+        spent_s = sum(resources.read([target.pid]).threads_s.values())
+        array = bundles.samples(BATCH, shape[1:])
+        many = driving.messages([wire.request(MODEL, {"x": array})])
+        driving.closed_loop(many, connections=1, duration_s=1.0)
+        return spent_s, holdings.settled(target.pid)["pss_mb"]
 
 
 def main() -> None:
@@ -74,30 +93,28 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    found: dict[str, list[float]] = {}
+
+    def note(name: str, value: float) -> None:
+        found.setdefault(name, []).append(value)
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["XDG_CACHE_HOME"] = name
-        model = bundles.convnet(size=224, channels=28, layers=6)
-        (folder / "model.onnx").write_bytes(model)
-        bundle = bundles.write(folder, model=model)
-        run = [sys.executable, "-m", "edgekit", "run", str(bundle), "--insecure", "--json"]
-        run += ["--listen", "127.0.0.1:0"]
-        engine = [sys.executable, "-c", ENGINE, str(folder / "model.onnx")]
-        help_ = [sys.executable, "-m", "edgekit", "--help"]
-        starts, engines, helps, idle = [], [], [], []
+        raw, shape, _ = MODELS[MODEL]
+        (folder / "model.onnx").write_bytes(raw)
+        bundle = bundles.write(folder, name=MODEL, model=raw)
+        engine = [sys.executable, "-c", ENGINE, str(folder / "model.onnx"), *map(str, shape)]
         for _ in range(options.repeats):
-            starts.append(cpu_of(run, until_line=True))
-            engines.append(cpu_of(engine, until_line=False))
-            helps.append(cpu_of(help_, until_line=False))
-            idle.append(idle_pss_mb())
-    figures = {
-        "run_cpu_s": median(starts),
-        "engine_import_and_load_cpu_s": median(engines),
-        "cold_start_beyond_engine_cpu_s": median(starts) - median(engines),
-        "help_cpu_s": median(helps),
-        "idle_pss_mb": median(idle),
-    }
-    tell(figures, file=options.json)
+            engine_s = cpu_of(engine)
+            note("engine_import_load_and_run_cpu_s", engine_s)
+            note("help_cpu_s", cpu_of([sys.executable, "-m", "edgekit", "--help"]))
+            note("idle_pss_mb", idle_pss_mb())
+            for workers in MODES:
+                spent_s, size_mb = served(bundle, workers=workers)
+                note(f"{workers}_first_answer_beyond_engine_cpu_s", spent_s - engine_s)
+                note(f"{workers}_batch_8_pss_mb", size_mb)
+    tell({name: median(values) for name, values in found.items()}, file=options.json)
 
 
 if __name__ == "__main__":

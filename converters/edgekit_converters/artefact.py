@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 import onnx
 
+from edgekit.drift.reference import Part
 from edgekit.manifest import Needs
 from edgekit.profile import EngineSpec, Evidence
 from edgekit_converters.evaluate import Evaluation
 from edgekit_converters.gate import Figures, Verdict
+from edgekit_converters.golden_pictures import Slack
 from edgekit_converters.inspect import operators, peak_activation_bytes
 from edgekit_converters.measure import Timing, speedup
 from edgekit_converters.normalise import opset_of
@@ -39,6 +41,8 @@ class Made:
         evaluation: against the source, on evaluation samples; None without them.
         largest_error: largest difference from the source's answers on any sample.
         rounding: of `golden.rounding_of`; None for an artefact in float.
+        slack: of `golden_pictures.slack`.
+        answered: how its answers lay on the evaluation samples; None without them.
         needs: memory is an estimate: weights as the file has them and as kernels pack them, and
             the largest set of live tensors.
         timing, float_timing: of this artefact and of its float parent, taken side by side; None
@@ -60,6 +64,8 @@ class Made:
     evaluation: Evaluation | None = None
     largest_error: float = 0.0
     rounding: float | None = None
+    slack: Slack | None = None
+    answered: Part | None = None
     timing: Timing | None = None
     float_timing: Timing | None = None
     verdict: Verdict = field(default_factory=Verdict)

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from edgekit import bundle, manifest, storage, tensors
 from edgekit.manifest import Golden, Manifest, Model, Pipeline, Variant
-from edgekit_converters import evidence, golden, page, placement, report, train
+from edgekit_converters import (
+    drift_reference,
+    evidence,
+    golden,
+    golden_pictures,
+    page,
+    placement,
+    report,
+    train,
+)
 from edgekit_converters.artefact import Made
 from edgekit_converters.evaluate import scale_of
 from edgekit_converters.evidence import bill, statements
@@ -33,6 +42,8 @@ def assemble(workshop: Workshop, findings: Findings) -> BundleReport:
     files, artifacts = _artifacts(findings.variants)
     content = _manifest(workshop, findings, artifacts)
     entries = {**files, **_golden(workshop, findings), **train.entries(workshop)}
+    answered = {name: made.answered for name, made in findings.variants.items()}
+    entries |= drift_reference.entries(workshop.parts.evaluation, answered)
     entries |= _evidence(workshop, content, files)
     described = {name: bundle.describe(entry) for name, entry in entries.items()}
     raw = manifest.encode(manifest.complete(content, described))
@@ -89,10 +100,19 @@ def _artifacts(variants: Mapping[str, Made]) -> tuple[Entries, dict[str, str]]:
 def _golden(workshop: Workshop, findings: Findings) -> Entries:
     inputs = workshop.parts.golden.in_memory()
     entries: Entries = dict(golden.entries(inputs, workshop.reference("golden")))
-    for name, made in findings.variants.items():
-        if made.evidence == "executed":
-            entries[golden.entry_of(name)] = tensors.encode(made.golden)
-    return entries
+    executed = {n: made for n, made in findings.variants.items() if made.evidence == "executed"}
+    for name, made in executed.items():
+        entries[golden.entry_of(name)] = tensors.encode(made.golden)
+    return entries | golden_pictures.entries(
+        workshop.raws,
+        inputs=workshop.inputs,
+        pre=workshop.recipe.preprocess,
+        post=workshop.recipe.postprocess,
+        variants={
+            name: golden_pictures.Run(made.golden, made.slack, made.rounding is not None)
+            for name, made in executed.items()
+        },
+    )
 
 
 def _evidence(workshop: Workshop, content: Manifest, files: Entries) -> Entries:

@@ -233,6 +233,8 @@ class Bench:
             evaluation=proof.evaluation,
             largest_error=proof.largest_error,
             rounding=proof.rounding,
+            slack=proof.slack,
+            answered=proof.answered,
             timing=own,
             float_timing=parent,
         )

@@ -23,7 +23,7 @@ import msgspec
 
 from edgekit import storage
 from edgekit.errors import StorageError
-from edgekit_runtime import engines
+from edgekit_runtime import engines, pipeline
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,8 @@ def code_digest() -> str:
 
 def sources() -> Iterator[tuple[Path, Path]]:
     """The files that decide what is made and found, each behind its package's folder."""
-    for folder in (Path(__file__).parent, Path(engines.__file__).parent):
+    for module in (__file__, engines.__file__, pipeline.__file__):
+        folder = Path(module).parent
         for file in sorted(folder.rglob("*")):
             if file.suffix in _SOURCES:
                 yield folder, file

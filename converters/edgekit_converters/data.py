@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -42,12 +43,14 @@ class Samples:
             targets [n, k], masks [n, h, w], boxes [n, m, 5], sequences [n, t].
         groups: int64 [n], samples with one number belong together.
         names: class names by label, where the data names its classes.
+        files: the picture that each sample was made of; empty where the data holds inputs.
     """
 
     arrays: Mapping[str, SampleArray]
     labels: NDArray[Any] | None
     groups: NDArray[np.int64]
     names: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
     @property
     def count(self) -> int:
@@ -60,6 +63,7 @@ class Samples:
             labels=None if self.labels is None else self.labels[which],
             groups=self.groups[which],
             names=self.names,
+            files=tuple(self.files[int(i)] for i in which) if self.files else (),
         )
 
     def in_memory(self) -> dict[str, NDArray[Any]]:

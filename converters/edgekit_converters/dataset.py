@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from edgekit.errors import DataError
 from edgekit.manifest import TensorSpec
-from edgekit.recipe import PreStep
+from edgekit.steps import PreStep
 from edgekit_converters import npz, pictures
 from edgekit_converters.data import Samples
 from edgekit_converters.rows import chunks
 from edgekit_runtime.engines.batches import SampleArray, count_samples
 from edgekit_runtime.engines.tensors import DTYPES
+from edgekit_runtime.pipeline import form_of
 
 LABELS = "labels"
 GROUPS = "groups"
@@ -149,9 +150,9 @@ def _groups(array: SampleArray, what: str) -> NDArray[np.int64]:
 def _read_folder(
     path: Path, inputs: Sequence[TensorSpec], steps: Sequence[PreStep], scratch: Path
 ) -> Samples:
-    if len(inputs) != 1 or inputs[0].datatype != "FP32":
+    if len(inputs) != 1:
         raise DataError(
-            f"{path} is a folder of pictures, and the model does not take one FP32 picture",
+            f"{path} is a folder of pictures, and the model has {len(inputs)} inputs",
             hint="give a .npz file with one array per input",
         )
     if not steps:
@@ -159,10 +160,18 @@ def _read_folder(
             f"{path} is a folder of pictures, and the recipe has no preprocess",
             hint="say in --recipe how a picture becomes an input",
         )
+    given, taken = form_of(steps).datatype, inputs[0].datatype
+    if given != taken:
+        raise DataError(
+            f"{path} is a folder of pictures, of which preprocess makes {given}, and the model"
+            f" takes {taken}",
+            hint=f"add {{op: dtype, to: {taken}}} to preprocess, or give a .npz file",
+        )
     found = pictures.read(path, steps, scratch=scratch)
     return Samples(
         arrays={inputs[0].name: found.inputs},
         labels=found.labels,
         groups=np.arange(len(found.inputs)),
         names=found.names,
+        files=found.files,
     )

@@ -8,12 +8,14 @@ of one group (crops of one photograph) are not independent. The same outputs giv
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.steps import PostStep
 from edgekit.structs import Strict
 from edgekit_converters import metrics
 from edgekit_converters.data import Samples
@@ -112,7 +114,12 @@ class Evaluation(Strict, frozen=True, kw_only=True):
 
 
 def evaluate(
-    reference: Outputs, outputs: Outputs, samples: Samples, *, metric: str | None
+    reference: Outputs,
+    outputs: Outputs,
+    samples: Samples,
+    *,
+    metric: str | None,
+    post: Sequence[PostStep] = (),
 ) -> Evaluation:
     """Compare an artefact's outputs with the source's on the same samples.
 
@@ -122,12 +129,13 @@ def evaluate(
         samples: what both were given; its labels and groups count here.
         metric: what to judge by, a name of `metrics.METRICS` or `module:function`; None chooses by
             the outputs and the labels.
+        post: the recipe's postprocess; its step `boxes` reads what a detector answers.
 
     Raises:
         RecipeError: there is no such metric, or it cannot judge these outputs or labels.
         DataError: the labels do not fit the outputs.
     """
-    name, measure, view = metrics.choose(metric, reference, samples.labels)
+    name, measure, view = metrics.choose(metric, reference, samples.labels, post)
     case = Case(name, view, _numbers(reference), _numbers(outputs), samples.labels)
     scored = measure.score(case)
     found = answers(view, case.source, case.artefact)

@@ -8,10 +8,12 @@ from pathlib import Path
 import msgspec
 
 from edgekit import tensors
+from edgekit.drift.reference import Part
 from edgekit.errors import EdgekitError
 from edgekit.manifest import Needs
 from edgekit.structs import Strict
 from edgekit_converters.evaluate import Evaluation
+from edgekit_converters.golden_pictures import Slack
 from edgekit_converters.measure import Timing
 from edgekit_converters.pinned import Rerun
 from edgekit_converters.targets import Product
@@ -47,11 +49,15 @@ class Proof(Strict, frozen=True, kw_only=True):
         evaluation: on the evaluation samples; None without them.
         largest_error: on golden and evaluation samples.
         rounding: of `golden.rounding_of`; None for an artefact in float.
+        slack: of `golden_pictures.slack`; None where there are none, or nothing is answered.
+        answered: how its answers lay on the evaluation samples, for `drift.json`.
     """
 
     evaluation: Evaluation | None = None
     largest_error: float = 0.0
     rounding: float | None = None
+    slack: Slack | None = None
+    answered: Part | None = None
 
 
 def failed(error: EdgekitError) -> Record:

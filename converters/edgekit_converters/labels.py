@@ -6,19 +6,25 @@ into a figure that looks like accuracy and is none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
 from edgekit.errors import DataError
+from edgekit.steps import PostStep
 from edgekit_converters import metrics
 from edgekit_converters.data import Parts
 from edgekit_converters.metrics.scoring import Case
 
 
 def check(
-    parts: Parts, golden: Mapping[str, NDArray[Any]], *, metric: str | None, what: str
+    parts: Parts,
+    golden: Mapping[str, NDArray[Any]],
+    *,
+    metric: str | None,
+    what: str,
+    post: Sequence[PostStep] = (),
 ) -> None:
     """Hold the labels of all parts against the source's answers to the golden samples.
 
@@ -26,13 +32,14 @@ def check(
         golden: these answers by output, axis 0 counting samples.
         metric: from the recipe; one that is named there may leave labels aside.
         what: the data, for messages.
+        post: the recipe's postprocess.
 
     Raises:
         DataError: a label is no class of the model, or the labels fit no output.
         RecipeError: the metric does not fit the model.
     """
     labels = parts.golden.labels
-    name, measure, view = metrics.choose(metric, golden, labels)
+    name, measure, view = metrics.choose(metric, golden, labels, post)
     if view.kind == "classes":
         check_classes(parts, golden[view.output].shape[view.axis], what=what)
     if labels is None or metric is not None:

@@ -179,3 +179,6 @@ _RULES: Mapping[str, Rule] = {
     "Einsum": _einsum,
     "Attention": _attention,
 }
+
+COUNTED = frozenset(_RULES)
+"""Operators whose MACs are counted; all others but control flow have none worth counting."""

@@ -12,12 +12,13 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import DataError
-from edgekit.recipe import PreStep
+from edgekit.steps import PreStep
 from edgekit_converters.rows import Rows, keep
 from edgekit_runtime.pipeline import MAX_FILE_BYTES, preprocess
 
@@ -30,14 +31,17 @@ class Pictures:
     """What a folder holds.
 
     Attributes:
-        inputs: float32 [n, h, w, 3], or [n, 3, h, w] after a layout step to NCHW.
+        inputs: [n, h, w, c], or [n, c, h, w] after a layout step to NCHW, in the datatype that the
+            steps give.
         labels: int64 [n]; None where a folder says nothing of them.
         names: class names by label, where folders name them.
+        files: each picture's own.
     """
 
     inputs: Rows
     labels: NDArray[np.int64] | None
     names: tuple[str, ...]
+    files: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,13 @@ def read(folder: Path, steps: Sequence[PreStep], *, scratch: Path) -> Pictures:
         inputs=Rows(file, offset=0, shape=(len(entries), *first.shape), dtype=first.dtype),
         labels=np.array(labels, np.int64) if len(labels) == len(entries) else None,
         names=names,
+        files=tuple(entry.file for entry in entries),
     )
 
 
 def _inputs(
     entries: Sequence[_Entry], steps: Sequence[PreStep], shape: tuple[int, ...]
-) -> Iterator[NDArray[np.float32]]:
+) -> Iterator[NDArray[Any]]:
     for entry in entries:
         array = _input(entry, steps)
         if array.shape != shape:
@@ -87,7 +92,7 @@ def _inputs(
         yield array
 
 
-def _input(entry: _Entry, steps: Sequence[PreStep]) -> NDArray[np.float32]:
+def _input(entry: _Entry, steps: Sequence[PreStep]) -> NDArray[Any]:
     return preprocess(steps, _bytes_of(entry.file), what=str(entry.file))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import floor
 
+import msgspec
+
 from edgekit.profile import DeviceProfile, EngineSpec, Placement
 from edgekit_converters.targets import Coverage, Finding, Found
 
@@ -77,7 +79,9 @@ def contract(found: Found | None, asked: Placement) -> Placement:
     least = asked.min_accelerator_macs
     if found is not None and found.accelerator_macs is not None and found.evidence != "linted":
         least = max(least, floor(found.accelerator_macs * 100) / 100)
-    return Placement(min_accelerator_macs=least, fallback_ops=tuple(sorted(operators)))
+    return msgspec.structs.replace(
+        asked, min_accelerator_macs=least, fallback_ops=tuple(sorted(operators))
+    )
 
 
 def unknown(found: Found | None, asked: Placement, engine: EngineSpec) -> tuple[str, ...]:

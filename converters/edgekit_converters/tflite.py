@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from edgekit.structs import Strict
 from edgekit_converters.activations import Step, peak_bytes
+from edgekit_runtime.engines.tflite_macs import macs_of
 
 
 class TfliteFacts(Strict, frozen=True, kw_only=True):
@@ -170,8 +171,8 @@ class _Graph:
         for number, (name, step) in enumerate(zip(self.names, self.steps, strict=True)):
             macs: int | None
             try:
-                macs = _macs(name, step, self.shapes)
-            except (KeyError, IndexError):  # a tensor that is left out, or of another rank
+                macs = macs_of(name, self._shapes(step.reads), self._shapes(step.makes))
+            except IndexError:  # a tensor that is left out, or of another rank
                 macs = None
             is_float = name not in CONVERSIONS and not self.floats.isdisjoint(step.makes)
             yield Operator(
@@ -181,6 +182,9 @@ class _Graph:
                 macs=macs,
                 is_float=is_float,
             )
+
+    def _shapes(self, tensors: Sequence[str]) -> list[tuple[int, ...]]:
+        return [self.shapes.get(tensor, ()) for tensor in tensors]
 
     def peak_bytes(self) -> int | None:
         """The largest sum of live tensors; None where one has no size."""
@@ -212,27 +216,3 @@ def _name(code: Any) -> str:
         return str(code.CustomCode().decode())
     types = {value: name for name, value in vars(schema.BuiltinOperator).items()}
     return str(types.get(builtin, builtin))
-
-
-def _macs(operator: str, step: Step, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """MACs of one operator; 0 of those that multiply nothing worth counting."""
-    if operator not in _MULTIPLYING:
-        return 0
-    output = prod(shapes[step.makes[0]])
-    weights = shapes[step.reads[1]]
-    if operator == "CONV_2D":
-        return output * prod(weights[1:])
-    if operator == "DEPTHWISE_CONV_2D":
-        return output * weights[1] * weights[2]
-    if operator == "TRANSPOSE_CONV":
-        return prod(shapes[step.reads[2]]) * prod(weights[:3])
-    if operator == "FULLY_CONNECTED":
-        return output * weights[-1]
-    first = shapes[step.reads[0]]
-    # The inner size of a product of matrices, whichever factor is transposed.
-    return output * (prod(first[-2:]) // shapes[step.makes[0]][-2])
-
-
-_MULTIPLYING = frozenset(
-    {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL"}
-)

@@ -18,7 +18,7 @@ import onnx
 from edgekit import tensors
 from edgekit.errors import BuildError, EngineError, ToolChainMissing
 from edgekit.profile import DeviceProfile, EngineSpec
-from edgekit_converters import metrics, pinned, placement
+from edgekit_converters import drift_reference, golden_pictures, metrics, pinned, placement
 from edgekit_converters.artefact import graph_facts
 from edgekit_converters.cache import key_of
 from edgekit_converters.data import Samples
@@ -94,7 +94,7 @@ class Trials:
             self._options_here,
             self._timed,
         )
-        self._metric = metrics.identity(workshop.recipe.metric)
+        self._metric = metrics.identity(workshop.recipe.metric), workshop.recipe.postprocess
         self._prefix = f"{profile.name}-{profile.engines.index(engine)}"
         self._job = Job(
             engine=engine,
@@ -233,8 +233,7 @@ class Trials:
             return None, None
         samples, reference = self._view("selection")
         (answers,) = self._answered(product, ["selection"])
-        metric = self._workshop.recipe.metric
-        return evaluate(reference, answers, samples, metric=metric), noise_of(reference, answers)
+        return self._evaluated(reference, answers, samples), noise_of(reference, answers)
 
     def _proof(self, scheme: Scheme) -> tuple[Proof, Arrays]:
         product, workshop = self.product(scheme), self._workshop
@@ -242,15 +241,29 @@ class Trials:
         parts: tuple[Part, ...] = ("golden", "evaluation") if has_evaluation else ("golden",)
         golden, *rest = self._answered(product, parts)
         error = max_abs_error(workshop.reference("golden"), golden)
-        found = None
+        found = answered = None
         for answers in rest:
             samples, reference = self._view("evaluation")
-            found = evaluate(reference, answers, samples, metric=workshop.recipe.metric)
+            answered = drift_reference.outputs_of(answers, samples.groups)
+            found = self._evaluated(reference, answers, samples)
             error = max(error, found.max_abs_error)
-        rounding = None
+        rounding, other = None, golden
         if scheme.precision is not None and self._timed:
-            rounding = rounding_of(golden, self._second_opinion(product, golden))
-        return Proof(evaluation=found, largest_error=error, rounding=rounding), golden
+            other = self._second_opinion(product, golden)
+            rounding = rounding_of(golden, other)
+        post = workshop.recipe.postprocess
+        proof = Proof(
+            evaluation=found,
+            largest_error=error,
+            rounding=rounding,
+            slack=golden_pictures.slack(workshop.raws, post, golden, other),
+            answered=answered,
+        )
+        return proof, golden
+
+    def _evaluated(self, reference: Arrays, answers: Arrays, samples: Samples) -> Evaluation:
+        recipe = self._workshop.recipe
+        return evaluate(reference, answers, samples, metric=recipe.metric, post=recipe.postprocess)
 
     def _second_opinion(self, product: Product, golden: Arrays) -> Arrays:
         """The golden answers by the engine's plainest kernels; `golden` itself without such."""

@@ -23,11 +23,12 @@ from edgekit.manifest import TensorSpec
 from edgekit.profile import EngineSpec
 from edgekit.recipe import Recipe
 from edgekit_converters import data as data_
-from edgekit_converters import dataset, evidence, labels, report
+from edgekit_converters import dataset, evidence, golden_pictures, labels, report
 from edgekit_converters.cache import Cache, code_digest, key_of
 from edgekit_converters.calibrate import Calibration
 from edgekit_converters.data import Parts, Samples
 from edgekit_converters.forms import Forms
+from edgekit_converters.golden_pictures import Raw
 from edgekit_converters.inspect import macs_by_node, peak_activation_bytes
 from edgekit_converters.normalise import (
     Normalised,
@@ -42,6 +43,7 @@ from edgekit_converters.targets.litert import open_source
 from edgekit_converters.targets.onnxruntime_cpu import cpu_options
 from edgekit_converters.toolchains.environments import lock_sha256, state
 from edgekit_converters.toolchains.pins import chains_for
+from edgekit_runtime import pipeline
 from edgekit_runtime.engines import ENGINES, Session
 from edgekit_runtime.engines.batches import iter_batches, run_all
 
@@ -86,6 +88,7 @@ class Workshop:
     Raises:
         ModelError: the engine cannot run the source.
         DataError: the samples do not fit the model.
+        RecipeError: the recipe's pipeline does not fit it.
     """
 
     def __init__(
@@ -112,6 +115,9 @@ class Workshop:
         self._reference: dict[Part, Arrays] = {}
         self.inputs, self.outputs = self._interface()
         self.data, self.parts = self._samples(data)
+        pipeline.check(
+            recipe.preprocess, recipe.postprocess, inputs=self.inputs, outputs=self.outputs
+        )
         self.identity = key_of(
             code_digest(),
             self.tools,
@@ -128,7 +134,13 @@ class Workshop:
         _require_numbers(golden, what=str(source.path))
         self.parts = self._bounded(golden)
         if data is not None:
-            labels.check(self.parts, golden, metric=recipe.metric, what=str(data))
+            labels.check(
+                self.parts,
+                golden,
+                metric=recipe.metric,
+                what=str(data),
+                post=recipe.postprocess,
+            )
 
     def normal(self, engine: EngineSpec) -> Normalised:
         """The model in the normal form that an engine takes."""
@@ -136,6 +148,11 @@ class Workshop:
         return self._forms.capped(
             self.shapes, max_opset=engine.max_opset, max_ir=engine.max_onnx_ir
         )
+
+    @cached_property
+    def raws(self) -> list[Raw]:
+        """The golden samples that are pictures, as they came."""
+        return golden_pictures.find(self.parts.golden, self.inputs, self.recipe.preprocess)
 
     @cached_property
     def calibration(self) -> Calibration | None:

@@ -1,13 +1,10 @@
-"""`edgekit run`, `verify` and `bench`: a board without a fleet."""
+"""`edgekit verify` and `bench`: what a bundle is on this machine."""
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import logging
 import math
 import platform
-import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +18,8 @@ from edgekit.errors import EngineError, GoldenMismatch, UsageError
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
     from edgekit.manifest import Variant
-    from edgekit_runtime.serving.models import Models, Served
 
 log = logging.getLogger(__name__)
-
-DEFAULT_ADDRESS = "127.0.0.1:8500"
 
 _trust = click.option(
     "--trust",
@@ -37,86 +31,9 @@ _trust = click.option(
 _insecure = click.option(
     "--insecure",
     is_flag=True,
-    help="Take bundles that no trusted key signed, and addresses that other machines can reach.",
+    help="Take bundles that no trusted key signed.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-_bundles = click.argument(
-    "bundles",
-    type=click.Path(path_type=Path),
-    nargs=-1,
-    required=True,
-    metavar="BUNDLE...",
-)
-
-
-@click.command()
-@_bundles
-@click.option("--listen", metavar="HOST:PORT", help=f"Default {DEFAULT_ADDRESS}; port 0 picks one.")
-@click.option("--unix", type=click.Path(path_type=Path), metavar="PATH", help="A Unix socket.")
-@_trust
-@_insecure
-@_json
-def run(
-    bundles: tuple[Path, ...],
-    listen: str | None,
-    unix: Path | None,
-    trust: tuple[Path, ...],
-    insecure: bool,
-    as_json: bool,
-) -> None:
-    """Serve bundles over Open Inference Protocol v2 until SIGINT or SIGTERM.
-
-    With --unix and no --listen, only the socket is served. With --json, one line on stdout says
-    where the server listens, once it does.
-
-    Example: edgekit run lite0-0.1.0-generic-x86_64.edge --listen 127.0.0.1:8500
-    """
-    from edgekit_runtime.opening import open_trusted, run_cache
-    from edgekit_runtime.serving.address import Address, Unix, parse
-    from edgekit_runtime.serving.models import Models
-    from edgekit_runtime.serving.server import Server, new_event_loop
-
-    logs.configure(json_lines=as_json, level=logging.WARNING)
-    addresses: list[Address] = [Unix(unix)] if unix else []
-    if listen or not unix:
-        addresses.insert(0, parse(listen or DEFAULT_ADDRESS))
-    models = Models()
-    server = Server(models, listen=addresses, insecure=insecure)
-    trusted = signing.trusted_keys(trust)
-    for path in bundles:
-        opened = open_trusted(path, trusted=trusted, insecure=insecure, cache=run_cache())
-        served = models.load(opened.bundle, verified_by=opened.verified_by)
-        models.activate(served)
-        if opened.verified_by is None:
-            log.warning("runs without a trusted signature, as --insecure asks: %s", path)
-        if not as_json:
-            click.echo(_served_text(served))
-    loop = new_event_loop()
-    try:
-        loop.run_until_complete(_serve(server, models, as_json=as_json))
-    finally:
-        models.close()
-        loop.close()
-
-
-async def _serve(server: Any, models: Models, *, as_json: bool) -> None:
-    loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    await server.start()
-    # What was made so far stays: looking through it again and again would cost each request.
-    gc.collect()
-    gc.freeze()
-    where = [str(address) for address in server.addresses]
-    if as_json:
-        listed = [_served_facts(served) for served in models.served()]
-        _print_json({"addresses": where, "models": listed})
-    else:
-        click.echo(f"serving on {' and '.join(where)}")
-        click.echo(f"try: {_curl(where[0], models.served()[0])}")
-    await stopped.wait()
-    await server.close()
 
 
 @click.command()
@@ -274,7 +191,7 @@ def bench(
 
 def _verify_variant(bundle: Bundle, variant: Variant) -> dict[str, Any]:
     from edgekit_runtime.probe import probe
-    from edgekit_runtime.serving.models import open_variant
+    from edgekit_runtime.serving.opener import open_variant
 
     facts: dict[str, Any] = {
         "name": variant.name,
@@ -293,46 +210,6 @@ def _verify_variant(bundle: Bundle, variant: Variant) -> dict[str, Any]:
     finally:
         session.close()
     return {**facts, "status": "reproduced", "reason": None, "probe": result}
-
-
-def _served_facts(served: Served) -> dict[str, Any]:
-    return {
-        "name": served.name,
-        "version": served.version,
-        "digest": served.digest,
-        "variant": served.variant.name,
-        "engine": f"{served.variant.engine} {served.engine_version}",
-        "providers": served.providers,
-        "verified_by": served.verified_by,
-        "skipped": served.skipped,
-        "probe": served.probe,
-        "plan": served.plan,
-    }
-
-
-def _served_text(served: Served) -> str:
-    probed, variant = served.probe, served.variant
-    errors = probed.reference_error if probed.own_error is None else probed.own_error
-    source = "the source model" if probed.own_error is None else "the build"
-    lines = [
-        f"{served.name} {served.version}: variant {variant.name} ({variant.precision}) on"
-        f" {variant.engine} {served.engine_version}, {', '.join(served.providers)}",
-        f"  golden inputs: {probed.samples} reproduced, at most {max(errors.values()):.2g} from"
-        f" {source}, {probed.latency_ms:.3g} ms a sample",
-    ]
-    lines += [f"  not variant {name}: {reason}" for name, reason in served.skipped.items()]
-    if served.verified_by is None:
-        lines.append("  NOT VERIFIED: no trusted key signed it; it runs because of --insecure")
-    else:
-        lines.append(f"  signed by {served.verified_by[:16]}…")
-    return "\n".join(lines)
-
-
-def _curl(address: str, served: Served) -> str:
-    path = f"/v2/models/{served.name}"
-    if address.startswith("unix:"):
-        return f"curl --unix-socket {address.removeprefix('unix:')} http://localhost{path}"
-    return f"curl {address}{path}"
 
 
 def _verify_text(page: dict[str, Any]) -> str:

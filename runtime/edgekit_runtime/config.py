@@ -13,13 +13,17 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from edgekit.errors import ConfigError
+from edgekit.errors import ConfigError, UsageError
 from edgekit.link import Broker
 from edgekit.manifest import ModelName
 from edgekit.messages import Id
 from edgekit.profile import Name
 from edgekit.structs import Strict
 from edgekit.topics import ROUNDS
+from edgekit_runtime.serving import address
+from edgekit_runtime.serving.plan import Workers
+from edgekit_runtime.serving.settings import Settings
+from edgekit_runtime.serving.tls import Tls
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,6 +35,7 @@ MAX_CONFIG_BYTES = 1 << 20
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 86_400)]
 Bytes = Annotated[int, msgspec.Meta(gt=0, le=1 << 40)]
+Megabytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 
 
 class DeviceSection(Strict, frozen=True, kw_only=True):
@@ -61,20 +66,66 @@ class StateSection(Strict, frozen=True, kw_only=True):
     folder: Path = Path("/var/lib/edgekit")
 
 
+def _check_address(text: str) -> None:
+    try:
+        address.parse(text)
+    except UsageError as e:
+        raise ValueError(e.with_hint) from e
+
+
 class ServeSection(Strict, frozen=True, kw_only=True):
-    """`[serve]`: where local programs find the models.
+    """`[serve]`: where local programs find the models, and what serving may take.
 
     Attributes:
-        listen: HOST:PORT of the loopback interface; "" listens on no port.
+        listen: HOST:PORT; "" listens on no port. An address that other machines can reach needs
+            `tokens` and `tls`, or `tls` with a `client_ca`.
         unix: path of a Unix socket; without it there is none.
+        grpc: HOST:PORT for gRPC; without it there is none. It takes the extra `grpc`.
+        bell: path of the socket through which clients in shared memory ring; without it there is
+            none.
+        tokens: file with a `NAME TOKEN [admin]` on each line, mode 0600.
+        tls: certificate and key for every TCP address.
+        workers: where engines run; "auto" chooses by what a model's calls cost.
+        queue_limit: requests that may wait for one model; more are answered 429.
+        memory_mb: for all models together; 0 sets no limit.
+        cache_mb: for answers to requests that come again; 0 keeps none.
+        ladder: whether a faster variant may answer where the most accurate one would come too late.
+        cascade: confidence below which a small variant's answer is asked again of the most accurate
+            one; without it only requests decide.
+        connections: open at once over all HTTP listeners; idle ones make room for new ones.
     """
 
     listen: str = "127.0.0.1:8500"
     unix: Path | None = None
+    grpc: str | None = None
+    bell: Path | None = None
+    tokens: Path | None = None
+    tls: Tls | None = None
+    workers: Workers = "auto"
+    queue_limit: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 64
+    memory_mb: Megabytes = 0
+    cache_mb: Megabytes = 0
+    ladder: bool = True
+    cascade: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    connections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1024
+
+    @property
+    def settings(self) -> Settings:
+        """What of this is for the models."""
+        return Settings(
+            workers=self.workers,
+            queue_limit=self.queue_limit,
+            memory_bytes=self.memory_mb << 20,
+            cache_bytes=self.cache_mb << 20,
+            ladder=self.ladder,
+            cascade=self.cascade,
+        )
 
     def __post_init__(self) -> None:
         if not self.listen and self.unix is None:
             raise ValueError("listen and unix are both empty: nothing could be served")
+        for text in filter(None, (self.listen, self.grpc)):
+            _check_address(text)
 
 
 class TrustSection(Strict, frozen=True, kw_only=True):

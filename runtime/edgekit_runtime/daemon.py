@@ -13,6 +13,7 @@ import secrets
 import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from random import Random
 
 from edgekit import storage
@@ -20,17 +21,23 @@ from edgekit.clock import Clock, SystemClock
 from edgekit.messages import Reported
 from edgekit.signing import PublicKey
 from edgekit_runtime.answers import Answers
+from edgekit_runtime.compiled import Compiled
 from edgekit_runtime.config import Config
 from edgekit_runtime.desired import DesiredState
+from edgekit_runtime.drift_watch import Watch
 from edgekit_runtime.fetch import Fetcher
 from edgekit_runtime.live import Live
 from edgekit_runtime.lock import StateLock
+from edgekit_runtime.opening import open_trusted
 from edgekit_runtime.serving import address
 from edgekit_runtime.serving.address import Address, Unix
-from edgekit_runtime.serving.models import Models, Served
+from edgekit_runtime.serving.connection import Limits
+from edgekit_runtime.serving.models import Models
+from edgekit_runtime.serving.repository import Installed, Source
+from edgekit_runtime.serving.served import Served
 from edgekit_runtime.serving.server import Server, new_event_loop
 from edgekit_runtime.slots import Slots
-from edgekit_runtime.telemetry import LEVELS, Level
+from edgekit_runtime.telemetry import log_event
 from edgekit_runtime.trainer import Trainer
 from edgekit_runtime.updater import Updater
 from edgekit_runtime.uplink import Uplink
@@ -59,17 +66,20 @@ class Daemon:
         self._config = config
         self._clock = clock
         self._boot = secrets.token_hex(8)
-        self._models = Models()
-        self._server = Server(self._models, listen=_addresses(config))
+        keys = [PublicKey.read(path) for path in config.trust.keys]
+        self._compiled = Compiled(state / "compiled")
+        self._models = Models(config.serve.settings, compiled=self._compiled)
+        self._slots = Slots(state)
+        self._server = self._make_server(keys)
         self._uplink = self._make_uplink(rng)
         events = self._uplink.events if self._uplink else log_event
-        keys = [PublicKey.read(path) for path in config.trust.keys]
+        self._watch = Watch(self._models.drifts, events=events)
         self._desired = DesiredState(state)
         self._live: Live[Served] = Live(
             self._models, keys=keys, engine_failures=engine_failures, clock=clock
         )
         self._updater = Updater(
-            Slots(state),
+            self._slots,
             self._live,
             self._desired,
             profile=config.device.profile,
@@ -89,9 +99,12 @@ class Daemon:
         """
         async with AsyncExitStack() as ending:
             ending.callback(self._lock.close)
+            ending.callback(self._compiled.close)
             ending.callback(self._models.close)
             self._updater.restore()
             await self._server.start()
+            self._watch.start()
+            ending.callback(self._watch.close)
             if self._uplink is not None:
                 self._uplink.start(
                     report=self._report, want=self._updater.want, trainer=self._trainer
@@ -124,6 +137,39 @@ class Daemon:
             trains=tuple(model for model, held in active.items() if held and held.is_trainable),
         )
 
+    def _make_server(self, keys: Sequence[PublicKey]) -> Server:
+        serve = self._config.serve
+        grpc = None
+        if serve.grpc is not None:
+            grpc = address.parse(serve.grpc)
+        return Server(
+            self._models,
+            listen=_addresses(self._config),
+            grpc=grpc,
+            bell=serve.bell,
+            tokens=serve.tokens,
+            tls=serve.tls,
+            limits=Limits(connections=serve.connections),
+            repository=Installed(self._models, lambda: self._sources(keys)),
+        )
+
+    def _sources(self, keys: Sequence[PublicKey]) -> list[Source]:
+        """The bundles in the active slots, for loading a model that was unloaded."""
+        found: list[Source] = []
+        for model in self._slots.names():
+            record = self._slots.read(model)
+            if record.active is None:
+                continue
+            open_again = partial(
+                open_trusted,
+                self._slots.folder(model, record.active),
+                trusted=keys,
+                insecure=False,
+                cache=self._config.state.folder,
+            )
+            found.append(Source(model, record.slots[record.active].version, open_again))
+        return found
+
     def _make_uplink(self, rng: Random) -> Uplink | None:
         fleet = self._config.fleet
         if fleet is None:
@@ -133,6 +179,7 @@ class Daemon:
             fleet,
             boot=self._boot,
             figures=self._models.figures,
+            drifts=lambda: [drift.figures() for drift in self._models.drifts()],
             clock=self._clock,
             rng=rng,
         )
@@ -180,13 +227,8 @@ def serve(config: Config) -> None:
 
 def engine_failures(served: Served) -> int:
     """How often the engine itself failed in a version; wrong requests do not count."""
-    errors = served.stats.snapshot().errors
-    return errors.get("engine", 0) + errors.get("internal", 0)
-
-
-def log_event(kind: str, message: str, *, level: Level = "info", **facts: object) -> None:
-    """Events of a board without a fleet end in its log."""
-    log.log(LEVELS[level], kind, extra={"detail": message, **facts})
+    errors = served.snapshot().errors
+    return errors.get("engine", 0) + errors.get("internal", 0) + errors.get("lost", 0)
 
 
 def _addresses(config: Config) -> Sequence[Address]:

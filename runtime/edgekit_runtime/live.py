@@ -47,8 +47,12 @@ class Serving(Protocol[S]):
         """Open and probe an unpacked bundle, not yet visible."""
         ...
 
-    def activate(self, served: S, *, replace: bool = False) -> object:
-        """Make it visible, in place of another version of the same model."""
+    def activate(self, served: S, *, replace: bool = False, keep: bool = False) -> object:
+        """Make it visible, in place of another version of the same model, which may be kept."""
+        ...
+
+    def release(self, name: str) -> None:
+        """Close the version of a model that was kept."""
         ...
 
     def discard(self, served: S) -> None:
@@ -96,6 +100,7 @@ class Live(Generic[S]):
         self._engine_failures = engine_failures
         self._clock = clock
         self._loaded: dict[str, Loaded[S]] = {}
+        self._kept: dict[str, Loaded[S]] = {}
         self._since: dict[str, float] = {}
 
     def load(self, folder: Path) -> Loaded[S]:
@@ -114,10 +119,24 @@ class Live(Generic[S]):
         return Loaded(served, active)
 
     def show(self, model: str, loaded: Loaded[S]) -> None:
-        """Let a version serve, in place of the one that does."""
-        self._serving.activate(loaded.served, replace=True)
+        """Let a version serve, in place of the one that does, which is kept until `settle`."""
+        self._serving.activate(loaded.served, replace=True, keep=True)
+        before = self._loaded.get(model)
+        self._kept.pop(model, None)
+        if before is not None and before is not loaded:
+            self._kept[model] = before
         self._loaded[model] = loaded
         self._since[model] = self._clock.monotonic()
+
+    def settle(self, model: str) -> None:
+        """The present version has proved itself: the one before gives its memory back."""
+        if self._kept.pop(model, None) is not None:
+            self._serving.release(model)
+
+    def kept(self, model: str, folder: Path) -> Loaded[S] | None:
+        """The version in this slot, where it is still open beside the one that serves."""
+        kept = self._kept.get(model)
+        return kept if kept is not None and kept.active.folder == folder else None
 
     def discard(self, loaded: Loaded[S]) -> None:
         """Close a loaded version that is not going to serve."""

@@ -20,6 +20,7 @@ from edgekit.errors import GoldenMismatch
 from edgekit.manifest import Variant
 from edgekit_runtime.engines import Session
 from edgekit_runtime.engines.batches import count_samples, iter_batches, run_all
+from edgekit_runtime.pictures_probe import probe_pictures
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -33,20 +34,23 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
             `None` where the bundle holds none, because nothing executed the variant at build.
         reference_error: the same from the source model's outputs.
         latency_ms: median time of one sample within the engine, on this machine.
+        pictures: golden pictures that came to their golden answers; None where there are none, or
+            this machine cannot decode them.
     """
 
     samples: int
     own_error: dict[str, float] | None
     reference_error: dict[str, float]
     latency_ms: float
+    pictures: int | None = None
 
 
 def probe(bundle: Bundle, variant: Variant, session: Session) -> ProbeResult:
-    """Run every golden input, one sample at a time as a request does, and compare.
+    """Run every golden input, one sample at a time as a request does, and compare; then pictures.
 
     Raises:
         GoldenMismatch: an output differs by more than the tolerance; the message names the output,
-            the index and the two values.
+            the index and the two values, or the picture and what differs.
         DataError: the golden inputs are not inputs of this model.
         EngineError: the engine refused.
     """
@@ -68,6 +72,7 @@ def probe(bundle: Bundle, variant: Variant, session: Session) -> ProbeResult:
             got, reference, atol=golden.reference_atol, rtol=0.0, what=f"{what} against the source"
         ),
         latency_ms=_latency_ms(session, inputs),
+        pictures=probe_pictures(bundle, variant, session),
     )
 
 

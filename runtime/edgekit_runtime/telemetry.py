@@ -11,9 +11,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
+import msgspec
+
 from edgekit import messages
 from edgekit.clock import Clock
-from edgekit.messages import Event, ModelFigures, Resources, Telemetry
+from edgekit.messages import DriftFigures, Event, ModelFigures, Resources, Telemetry
 from edgekit_runtime.outbox import Outbox
 from edgekit_runtime.sender import Sender
 
@@ -26,6 +28,10 @@ LEVELS: Mapping[Level, int] = {
     "error": logging.ERROR,
 }
 Figures = Callable[[], Sequence[ModelFigures]]
+Drifts = Callable[[], Sequence[DriftFigures]]
+
+# As many sketches as fit a payload beside everything else.
+_MOST_SKETCHES = 16
 
 
 class Events(Protocol):
@@ -46,6 +52,7 @@ class Reporter:
         interval_s: between two telemetry messages.
         figures: what the models did since it was last called.
         resources: what the board uses now.
+        drifts: what is known of each model's drift.
         clock: for the interval and the time stamps.
     """
 
@@ -58,6 +65,7 @@ class Reporter:
         interval_s: float,
         figures: Figures,
         resources: Callable[[], Resources],
+        drifts: Drifts = tuple,
         clock: Clock,
     ) -> None:
         self._outbox = outbox
@@ -66,6 +74,7 @@ class Reporter:
         self._interval_s = interval_s
         self._figures = figures
         self._resources = resources
+        self._drifts = drifts
         self._clock = clock
         self._since = clock.monotonic()
         self._wake = threading.Event()
@@ -110,6 +119,7 @@ class Reporter:
         now = self._clock.monotonic()
         period_s, self._since = now - self._since, now
         figures, resources = tuple(self._figures()), self._resources()
+        drifts = _bounded(self._drifts())
         self._outbox.append(
             "telemetry",
             lambda seq: Telemetry(
@@ -119,6 +129,7 @@ class Reporter:
                 at=self._clock.now_ms(),
                 period_s=period_s,
                 models=figures,
+                drift=drifts,
                 resources=resources,
                 outbox_dropped=self._outbox.dropped,
             ),
@@ -142,3 +153,19 @@ class Reporter:
         if self._outbox.take_damage():
             self.event("outbox_reset", "the outbox was damaged and begun anew", level="error")
         return min(due_s, self._sender.step())
+
+
+def log_event(kind: str, message: str, *, level: Level = "info", **facts: object) -> None:
+    """Events of a board without a fleet end in its log."""
+    log.log(LEVELS[level], kind, extra={"detail": message, **facts})
+
+
+def _bounded(drifts: Sequence[DriftFigures]) -> tuple[DriftFigures, ...]:
+    """What is known of drift, with at most so many sketches that a payload holds them."""
+    told, sketches = [], 0
+    for drift in drifts:
+        sketches += drift.sketch is not None
+        told.append(
+            drift if sketches <= _MOST_SKETCHES else msgspec.structs.replace(drift, sketch=None)
+        )
+    return tuple(told)

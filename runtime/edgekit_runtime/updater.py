@@ -252,6 +252,7 @@ class Updater(Generic[S]):
         )
         if verdict is State.CONFIRMED:
             self._write(model, update.move(record, State.CONFIRMED))
+            self._live.settle(model)
             version = wish.wanted.version
             self._events("update_confirmed", f"{model} {version}", model=model, version=version)
         elif verdict is State.ROLLED_BACK:
@@ -259,12 +260,13 @@ class Updater(Generic[S]):
         return False
 
     def _go_back(self, model: str, reason: Reason, detail: str) -> None:
-        """Load the previous version, and only then leave the present one."""
+        """Take the previous version, open still or loaded anew, and only then leave the present."""
         record = self._record(model)
         if record.previous is None:
             raise UpdateFailed(reason, f"{detail}; there is no version to go back to")
+        folder = self._slots.folder(model, record.previous)
         try:
-            loaded = self._live.load(self._slots.folder(model, record.previous))
+            loaded = self._live.kept(model, folder) or self._live.load(folder)
         except UpdateFailed as e:
             raise UpdateFailed(reason, f"{detail}; the previous version fails: {e}") from e
         self._switch(model, update.rolled_back(record, reason, detail), loaded)
@@ -319,6 +321,9 @@ class Updater(Generic[S]):
 
     def _show(self, model: str, loaded: Loaded[S]) -> None:
         self._live.show(model, loaded)
+        if self._record(model).state is not State.ACTIVE:
+            # Nothing is on trial: what served before is not gone back to.
+            self._live.settle(model)
         self._changed()
 
     def _fail(self, model: str, reason: Reason, detail: str) -> None:

@@ -22,7 +22,7 @@ from edgekit_runtime import sensors
 from edgekit_runtime.config import Config, FleetSection
 from edgekit_runtime.outbox import Kind, Outbox
 from edgekit_runtime.sender import Sender
-from edgekit_runtime.telemetry import Figures, Reporter
+from edgekit_runtime.telemetry import Drifts, Figures, Reporter
 from edgekit_runtime.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Uplink:
         fleet: its `[fleet]` section.
         boot: of this start of the daemon.
         figures: what the models did since it was last called.
+        drifts: what is known of each model's drift.
         clock: for time stamps and time limits.
         rng: spreads the repetitions of many devices.
     """
@@ -49,6 +50,7 @@ class Uplink:
         *,
         boot: str,
         figures: Figures,
+        drifts: Drifts = tuple,
         clock: Clock,
         rng: Random,
     ) -> None:
@@ -75,6 +77,7 @@ class Uplink:
             interval_s=fleet.telemetry_interval_s,
             figures=figures,
             resources=lambda: sensors.read(config.state.folder),
+            drifts=drifts,
             clock=clock,
         )
         self.events = self._reporter.event

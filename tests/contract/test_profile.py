@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit import documents, profile, recipe
+from edgekit import documents, profile, recipe, steps
 from edgekit.errors import ProfileError, RecipeError, UsageError
 from edgekit.profile import DeviceProfile, Identify
 from tests.contract import samples
@@ -223,8 +223,8 @@ def test_a_recipe_says_each_step_by_its_name(tmp_path: Path) -> None:
 
     read = recipe.read(path)
 
-    assert read.preprocess[0] == recipe.Resize(shorter=256)
-    assert read.postprocess == (recipe.Softmax(), recipe.TopK(k=3))
+    assert read.preprocess[0] == steps.Resize(shorter=256)
+    assert read.postprocess == (steps.Softmax(), steps.TopK(k=3))
     assert read.training == recipe.Training(loss="mse")
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from edgekit.errors import DataError
 from edgekit.manifest import TensorSpec
-from edgekit.recipe import Layout, Normalise, PreStep, Resize, Split
+from edgekit.recipe import Split
+from edgekit.steps import Layout, Normalise, PreStep, Resize
 from edgekit_converters import data, dataset
 from edgekit_converters.data import MIN_EVALUATION, MIN_EVALUATION_GROUPS, Samples
 from edgekit_converters.labels import check_classes

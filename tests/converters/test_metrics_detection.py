@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from edgekit.errors import DataError, RecipeError
 from edgekit_converters.metrics import boxes as boxes_
-from edgekit_converters.metrics.boxes import ious, read
+from edgekit_converters.metrics.boxes import read
 from edgekit_converters.metrics.views import Outputs, View, recognise
+from edgekit_runtime.pipeline import ious
 from tests.converters.scoring_cases import figures, scored
 
 Row = tuple[float, float, float, float, float, float]

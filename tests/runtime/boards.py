@@ -41,6 +41,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self.visible: dict[str, Opened] = {}
+        self.kept: Opened | None = None
         self.failures = 0
         # Loaded, and neither visible nor given back.
         self.idle: list[Opened] = []
@@ -55,10 +56,17 @@ class Shelf:
         self.idle.append(Opened(version, bundle.digest))
         return self.idle[-1]
 
-    def activate(self, served: Opened, *, replace: bool = False) -> None:
+    def activate(self, served: Opened, *, replace: bool = False, keep: bool = False) -> None:
         assert replace
-        self.idle.remove(served)
+        if served is not self.kept:
+            self.idle.remove(served)
+        before = self.visible.get(MODEL)
+        self.kept = before if keep and before is not served else None
         self.visible[MODEL] = served
+
+    def release(self, name: str) -> None:
+        assert name == MODEL
+        self.kept = None
 
     def discard(self, served: Opened) -> None:
         self.idle.remove(served)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +19,31 @@ from numpy.typing import NDArray
 from edgekit_runtime.engines import Session, Tensors
 from edgekit_runtime.serving.address import Address, Tcp
 from edgekit_runtime.serving.connection import Limits
-from edgekit_runtime.serving.models import Models, Served
-from edgekit_runtime.serving.plan import Plan
+from edgekit_runtime.serving.models import Models
+from edgekit_runtime.serving.opener import Measure
+from edgekit_runtime.serving.plan import Place, Plan, Workers
+from edgekit_runtime.serving.repository import Repository
+from edgekit_runtime.serving.served import Served
 from edgekit_runtime.serving.server import Server, new_event_loop
 from tests import bundles
 
 HOST = "127.0.0.1"
 
 
-def inline(_session: Session, _sample: Tensors, *, may_batch: bool) -> Plan:
-    """A plan that does not depend on how busy the machine is."""
-    return Plan(inline=True, max_batch=8 if may_batch else 1, cost_us=10)
+def planned(place: Place, cost_us: float) -> Measure:
+    """Plans that do not depend on how busy the machine is."""
+
+    def measure(_session: Session, _sample: Tensors, *, may_batch: bool, workers: Workers) -> Plan:
+        sizes = (1, 8) if may_batch else (1,)
+        costs = tuple(cost_us * (1 + size / 8) for size in sizes)
+        where = workers if workers != "auto" else place
+        return Plan(place=where, max_batch=sizes[-1], sizes=sizes, costs_us=costs)
+
+    return measure
 
 
-def worker(_session: Session, _sample: Tensors, *, may_batch: bool) -> Plan:
-    return Plan(inline=False, max_batch=8 if may_batch else 1, cost_us=1000)
+inline = planned("loop", 10)
+worker = planned("thread", 1000)
 
 
 def load(models: Models, folder: Path, **options: Any) -> Served:
@@ -50,10 +61,21 @@ def serving(
     limits: Limits | None = None,
     loop: asyncio.AbstractEventLoop | None = None,
     insecure: bool = False,
+    repository: Repository | None = None,
+    bell: Path | None = None,
+    **options: Any,
 ) -> Iterator[Server]:
     """Run a server until the block ends; then nothing of it may be left."""
     loop = loop or new_event_loop()
-    server = Server(models, listen=listen, limits=limits, insecure=insecure)
+    server = Server(
+        models,
+        listen=listen,
+        limits=limits,
+        insecure=insecure,
+        repository=repository,
+        bell=bell,
+        **options,
+    )
     thread = threading.Thread(target=loop.run_forever, name="server")
     thread.start()
     try:
@@ -104,13 +126,22 @@ class Answer:
         return self.body[int(self.headers["inference-header-content-length"]) :]
 
 
+class Listens(Protocol):
+    """A server, in this process or in another."""
+
+    @property
+    def addresses(self) -> list[Address]: ...
+
+
 class Wire:
     """A client that sends exactly the bytes it is told to."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Listens, *, tls: ssl.SSLContext | None = None) -> None:
         address = server.addresses[0]
         if isinstance(address, Tcp):
             self.socket = socket.create_connection((HOST, address.port), timeout=10)
+            if tls is not None:
+                self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
         else:
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(10)

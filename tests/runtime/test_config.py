@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 from edgekit.errors import ConfigError
 from edgekit_runtime import config
+from edgekit_runtime.serving.connection import Limits
+from edgekit_runtime.serving.settings import Settings
+from edgekit_runtime.serving.tls import Tls
 
 DEVICE = '[device]\nsite = "demo"\nid = "board-1"\nprofile = "generic-x86_64"\n'
 FLEET = '[fleet]\nbroker = "mqtt://127.0.0.1:1883"\nrepository = "http://127.0.0.1:8600/r/"\n'
@@ -46,6 +49,32 @@ def test_every_section_is_read() -> None:
     assert found.training.models == ("digits",)
 
 
+def test_serving_is_told_in_the_units_that_people_write() -> None:
+    found = read(
+        DEVICE
+        + '[serve]\nlisten = "0.0.0.0:8500"\ngrpc = "0.0.0.0:8501"\nbell = "/run/e.bell"\n'
+        + 'tokens = "/etc/edgekit/tokens"\nworkers = "process"\nqueue_limit = 8\nmemory_mb = 512\n'
+        + "cache_mb = 4\nladder = false\ncascade = 0.8\nconnections = 100\n"
+        + '[serve.tls]\ncert = "/c"\nkey = "/k"\nclient_ca = "/ca"\n'
+    ).serve
+
+    assert found.settings == Settings(
+        workers="process",
+        queue_limit=8,
+        memory_bytes=512 << 20,
+        cache_bytes=4 << 20,
+        ladder=False,
+        cascade=0.8,
+    )
+    assert found.tls == Tls(cert=Path("/c"), key=Path("/k"), client_ca=Path("/ca"))
+    assert (found.grpc, found.tokens) == ("0.0.0.0:8501", Path("/etc/edgekit/tokens"))
+
+
+def test_what_is_not_said_of_serving_is_what_the_server_does_by_itself() -> None:
+    assert config.ServeSection().settings == Settings()
+    assert config.ServeSection().connections == Limits().connections
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -54,6 +83,15 @@ def test_every_section_is_read() -> None:
         (DEVICE.replace("board-1", "Board 1"), r"\$\.device\.id"),
         (DEVICE.replace("board-1", "rounds"), "rounds"),
         (DEVICE + '[serve]\nlisten = ""\n', "nothing could be served"),
+        (DEVICE + '[serve]\nlisten = "8500"\n', "'8500' is not an address"),
+        (DEVICE + '[serve]\ngrpc = "here"\n', "'here' is not an address"),
+        (DEVICE + '[serve]\nworkers = "many"\n', r"\$\.serve\.workers"),
+        (DEVICE + "[serve]\nqueue_limit = 0\n", r"\$\.serve\.queue_limit"),
+        (DEVICE + "[serve]\nmemory_mb = -1\n", r"\$\.serve\.memory_mb"),
+        (DEVICE + "[serve]\ncascade = 1.5\n", r"\$\.serve\.cascade"),
+        (DEVICE + "[serve]\nconnections = 0\n", r"\$\.serve\.connections"),
+        (DEVICE + '[serve.tls]\ncert = "/c"\n', r"key.*\$\.serve\.tls"),
+        (DEVICE + '[serve]\ntoken = "secret"\n', "token"),
         (DEVICE + '[trust]\nkeys = [""]\n', r"\$\.trust\.keys"),
         (DEVICE + FLEET.replace("mqtt:", "http:"), "broker"),
         (DEVICE + FLEET.replace("http:", "ftp:"), "repository"),

@@ -20,7 +20,15 @@ from edgekit_runtime.engines import ENGINES
 from edgekit_runtime.engines.batches import run_all
 from edgekit_runtime.engines.ports import quantised
 from tests.converters.chains import needs
+from tests.runtime.litert_contract import (
+    DelegateBehaviour,
+    DelegateContract,
+    LiteRtContract,
+    delegate,
+)
 from tests.runtime.tflite_models import relu
+
+pytest.importorskip("ai_edge_litert")
 
 SCALE, ZERO_POINT = 0.05, -20
 LOW, HIGH = (-128 - ZERO_POINT) * SCALE, (127 - ZERO_POINT) * SCALE
@@ -30,6 +38,20 @@ OPTIONS: dict[str, Any] = {
 }
 
 litert = ENGINES.get("litert")
+
+__all__ = ["delegate"]
+
+
+class TestLiteRt(LiteRtContract):
+    engine = litert
+
+
+class TestLiteRtThroughADelegate(DelegateContract):
+    engine = litert
+
+
+class TestDelegate(DelegateBehaviour):
+    engine = litert
 
 
 @pytest.fixture

@@ -9,24 +9,23 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgekit.errors import EngineError
-from edgekit_runtime.engines.openvino import ENGINE, parse
+from edgekit.manifest import Datatype
+from edgekit_runtime.engines.openvino import ENGINE, OpenVinoSession, parse
+from edgekit_runtime.engines.tensors import DTYPES
 from tests.runtime.engine_contract import EngineContract
-from tests.runtime.test_engines import save
+from tests.runtime.onnx_models import OnnxModels, save
 
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
 
-class TestOpenVino(EngineContract):
+class TestOpenVino(OnnxModels, EngineContract):
     engine = ENGINE
+    # It computes FP64 in float, and wider integers in 32 bits.
+    datatypes = ("FP32", "FP16", "BOOL", "UINT8", "INT8", "UINT16", "INT16", "INT32")
 
     @pytest.fixture
     def artifact(self, tmp_path: Path) -> Path:
-        return save(
-            tmp_path / "relu.onnx",
-            [helper.make_node("Relu", ["x"], ["y"])],
-            [("x", TensorProto.FLOAT, ["n", 4])],
-            [("y", TensorProto.FLOAT, ["n", 4])],
-        )
+        return self.relu(tmp_path)
 
     def test_a_device_that_is_not_here_is_named_and_never_replaced(self, artifact: Path) -> None:
         away = next((name for name in ("NPU", "GPU") if name not in ENGINE.devices()), None)
@@ -56,6 +55,36 @@ class TestOpenVino(EngineContract):
             np.testing.assert_array_equal(session.run({"x": x})["y"], [[0, 2, 0, 4]])
 
         assert list(kept.iterdir())
+
+    @pytest.mark.parametrize("datatype", ["UINT32", "INT64", "UINT64"])
+    def test_integers_beyond_32_bits_are_refused_instead_of_answered_wrongly(
+        self, tmp_path: Path, datatype: Datatype
+    ) -> None:
+        session = self.open(self.identity(tmp_path, datatype))
+        small = np.full((2, 3), 7, DTYPES[datatype])
+
+        np.testing.assert_array_equal(session.run({"x": small})["y"], small)
+        with pytest.raises(EngineError, match="'x' has values beyond 32 bits"):
+            session.run({"x": np.full((2, 3), 1 << 31, DTYPES[datatype])})
+
+    def test_what_it_exports_it_opens_again(self, artifact: Path, tmp_path: Path) -> None:
+        path = tmp_path / "moved" / "exported.blob"
+        path.parent.mkdir()
+        path.write_bytes(OpenVinoSession(artifact, parse({})).exported())
+
+        session = self.open(path)
+
+        assert [spec.name for spec in (*session.inputs, *session.outputs)] == ["x", "y"]
+        x = np.array([[-1, 2, -3, 4]], np.float32)
+        np.testing.assert_array_equal(session.run({"x": x})["y"], np.maximum(x, 0))
+
+    def test_a_damaged_export_is_refused(self, artifact: Path, tmp_path: Path) -> None:
+        path = tmp_path / "exported.blob"
+        made = OpenVinoSession(artifact, parse({})).exported()
+        path.write_bytes(made[: len(made) // 2])
+
+        with pytest.raises(EngineError, match=r"cannot open .*exported\.blob"):
+            self.open(path)
 
     def test_outputs_keep_their_names_and_order(self, tmp_path: Path) -> None:
         path = save(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from importlib import util
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from edgekit.errors import EngineError, EngineNotInstalled
+from edgekit.errors import EngineError
 from edgekit.manifest import TensorSpec
 from edgekit_runtime.engines.rknn import ENGINE, answers, parse
+from edgekit_runtime.engines.tensors import Layout, channels_last
+from tests.runtime.engine_contract import AbsentContract
 
 _TENSOR: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": [1, 3, 8, 8]}
 _OPTIONS: dict[str, Any] = {
@@ -25,11 +28,12 @@ without_library = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def artifact(tmp_path: Path) -> Path:
-    path = tmp_path / "model.rknn"
-    path.write_bytes(b"RKNN" + bytes(60))
-    return path
+@without_library
+class TestRknn(AbsentContract):
+    engine = ENGINE
+    options = _OPTIONS
+    magic = b"RKNN"
+    package = "rknn-toolkit-lite2"
 
 
 def test_options_have_defaults_for_all_but_the_tensors() -> None:
@@ -55,37 +59,27 @@ def test_a_wrong_option_is_named(changed: dict[str, Any], named: str) -> None:
         parse({**_OPTIONS, **changed})
 
 
-def test_without_its_tensors_a_file_is_not_opened(artifact: Path) -> None:
-    with pytest.raises(EngineError, match="inputs"):
-        ENGINE.open(artifact, options={})
-
-
-@without_library
-def test_without_the_library_the_hint_says_what_to_install(artifact: Path) -> None:
-    with pytest.raises(EngineNotInstalled) as opening:
-        ENGINE.open(artifact, options=_OPTIONS)
-    with pytest.raises(EngineNotInstalled):
-        ENGINE.version()
-    assert "rknn-toolkit-lite2" in (opening.value.hint or "")
-
-
-def test_a_file_of_another_kind_is_refused_before_the_library_sees_it(tmp_path: Path) -> None:
-    other = tmp_path / "model.rknn"
-    other.write_bytes(b"TFL3 and so on")
-
-    with pytest.raises(EngineError, match=r"not an \.rknn file"):
-        ENGINE.open(other, options=_OPTIONS)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="No such file"):
-        ENGINE.open(tmp_path / "nowhere.rknn", options=_OPTIONS)
-
-
 def test_answers_take_the_names_and_shapes_of_the_options() -> None:
     found = answers([np.arange(4, dtype=np.float32).reshape(1, 4, 1, 1)], _Y, of="m")
 
     assert found["y"].shape == (1, 4)
+
+
+@given(st.sampled_from(["nchw", "nhwc"]), st.integers(1, 4), st.integers(1, 4))
+def test_images_are_given_with_channels_last(layout: Layout, channels: int, size: int) -> None:
+    values = np.arange(channels * size * (size + 1), dtype=np.float32)
+    image = values.reshape(1, channels, size, size + 1)
+    given_so = image if layout == "nchw" else np.moveaxis(image, 1, -1)
+
+    turned = channels_last(given_so, layout=layout)
+
+    assert turned.flags.c_contiguous
+    np.testing.assert_array_equal(turned, np.moveaxis(image, 1, -1))
+
+
+def test_what_is_no_image_is_given_as_it_is() -> None:
+    for shape in ((), (4,), (1, 3), (1, 2, 3)):
+        assert channels_last(np.zeros(shape), layout="nchw").shape == shape
 
 
 def test_integers_come_back_as_integers() -> None:

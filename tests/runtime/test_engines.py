@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -15,33 +14,16 @@ from edgekit.errors import EngineError, UsageError
 from edgekit_runtime.engines import ENGINES
 from edgekit_runtime.engines.batches import run_all
 from tests.runtime.engine_contract import EngineContract
-from tests.runtime.tflite_models import relu
+from tests.runtime.onnx_models import TYPES, OnnxModels, save
 
 
-def save(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> Path:
-    """Write an ONNX model; inputs and outputs are (name, type, shape)."""
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info(*value) for value in inputs],
-        [helper.make_tensor_value_info(*value) for value in outputs],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, path)
-    return path
-
-
-class TestOnnxRuntime(EngineContract):
+class TestOnnxRuntime(OnnxModels, EngineContract):
     engine = ENGINES.get("onnxruntime")
+    datatypes = tuple(TYPES)
 
     @pytest.fixture
     def artifact(self, tmp_path: Path) -> Path:
-        return save(
-            tmp_path / "relu.onnx",
-            [helper.make_node("Relu", ["x"], ["y"])],
-            [("x", TensorProto.FLOAT, ["n", 4])],
-            [("y", TensorProto.FLOAT, ["n", 4])],
-        )
+        return self.relu(tmp_path)
 
     def test_a_provider_that_is_not_here_is_named_and_never_replaced(self, artifact: Path) -> None:
         options = {"providers": [{"name": "TensorrtExecutionProvider"}]}
@@ -89,23 +71,6 @@ class TestOnnxRuntime(EngineContract):
         np.testing.assert_allclose(plain, exact, atol=0.026)
         np.testing.assert_allclose(fused, plain, atol=0.051)
 
-    def test_scalars_and_strings_pass(self, tmp_path: Path) -> None:
-        path = save(
-            tmp_path / "mixed.onnx",
-            [helper.make_node("Identity", ["s"], ["t"]), helper.make_node("Neg", ["a"], ["b"])],
-            [("s", TensorProto.STRING, [2]), ("a", TensorProto.INT64, [])],
-            [("t", TensorProto.STRING, [2]), ("b", TensorProto.INT64, [])],
-        )
-        session = self.engine.open(path, options={})
-        texts = np.array([b"caf\xc3\xa9", b""], dtype=object)
-
-        outputs = session.run({"s": texts, "a": np.int64(3)})  # type: ignore[dict-item]
-
-        assert [spec.datatype for spec in session.inputs] == ["BYTES", "INT64"]
-        assert outputs["t"].tolist() == texts.tolist()
-        assert outputs["b"] == -3
-        assert outputs["b"].shape == ()
-
     def test_whole_inputs_are_run_one_by_one(self, tmp_path: Path) -> None:
         path = save(
             tmp_path / "state.onnx",
@@ -119,17 +84,13 @@ class TestOnnxRuntime(EngineContract):
         np.testing.assert_array_equal(run_all(session, {"x": x, "h": h})["y"], h + 1)
 
 
-class TestLiteRt(EngineContract):
-    engine = ENGINES.get("litert")
-
-    @pytest.fixture
-    def artifact(self, tmp_path: Path) -> Path:
-        pytest.importorskip("ai_edge_litert")
-        path = tmp_path / "relu.tflite"
-        path.write_bytes(relu(shape=[1, 4], signature=[-1, 4]))
-        return path
-
-
 def test_an_unknown_engine_is_named() -> None:
     with pytest.raises(UsageError, match="no engine called 'warp'"):
         ENGINES.get("warp")
+
+
+def test_every_engine_says_what_of_it_was_run() -> None:
+    said = {name: ENGINES.get(name).evidence for name in ENGINES.names()}
+
+    assert {"rknn", "hailo"} == {name for name, word in said.items() if word == "never run"}
+    assert all(ENGINES.get(name).evidence_note for name in said)

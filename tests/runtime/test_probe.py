@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from edgekit.errors import GoldenMismatch
 from edgekit_runtime.probe import compare, probe
-from edgekit_runtime.serving.models import open_variant
+from edgekit_runtime.serving.opener import open_variant
 from tests import bundles
 
 floats = st.floats(-1e6, 1e6, width=32)

@@ -10,7 +10,8 @@ from random import Random
 import msgspec
 import pytest
 
-from edgekit.messages import Event, ModelFigures, Telemetry
+from edgekit import messages
+from edgekit.messages import DriftFigures, DriftSketch, Event, ModelFigures, Telemetry
 from edgekit_runtime import sensors
 from edgekit_runtime.outbox import Kind, Outbox
 from edgekit_runtime.sender import Sender
@@ -76,6 +77,35 @@ def test_intervals_without_a_link_wait_in_the_outbox(device: Device) -> None:
     assert [message.seq for message in device.telemetry()] == [1, 2, 3]
 
 
+def test_telemetry_tells_of_drift_and_leaves_out_sketches_that_a_payload_cannot_hold(
+    tmp_path: Path,
+) -> None:
+    sketch = DriftSketch(reference="0" * 64, rows=4000, counts="A" * 8192)
+    drifts = [
+        DriftFigures(model=f"m{i}", version="1.0.0", rows=4000, windows=1, p=0.5, sketch=sketch)
+        for i in range(20)
+    ]
+    outbox = Outbox(tmp_path / "outbox.db", boot=BOOT, max_rows=100, max_bytes=1 << 20)
+    sender = Sender(outbox, lambda *_: False, clock=ManualClock(), rng=Random(1))
+    reporter = Reporter(
+        outbox,
+        sender,
+        boot=BOOT,
+        interval_s=60,
+        figures=list,
+        resources=lambda: sensors.read(tmp_path),
+        drifts=lambda: drifts,
+        clock=ManualClock(),
+    )
+    reporter.observe()
+
+    (message,) = outbox.pending(10)
+    told = messages.decode(message.payload, Telemetry, topic="telemetry").drift
+    outbox.close()
+    assert [drift.model for drift in told] == [f"m{i}" for i in range(20)]
+    assert sum(drift.sketch is not None for drift in told) == 16
+
+
 def test_the_last_interval_is_told_at_the_end(device: Device) -> None:
     device.up = True
     device.reporter.start()
@@ -123,7 +153,7 @@ def test_sensors_read_this_machine(tmp_path: Path) -> None:
 
 
 def test_what_a_board_does_not_tell_is_none(tmp_path: Path) -> None:
-    found = sensors.read(tmp_path / "gone", proc=tmp_path, thermal=tmp_path)
+    found = sensors.read(tmp_path / "gone", root=tmp_path)
 
     assert found.rss_bytes == 0
     assert found.memory_free_bytes is None
@@ -133,10 +163,11 @@ def test_what_a_board_does_not_tell_is_none(tmp_path: Path) -> None:
 
 def test_the_hottest_zone_counts_and_odd_ones_are_left_out(tmp_path: Path) -> None:
     for number, text in enumerate(["41000\n", "-5000", "many", "63500"]):
-        zone = tmp_path / f"thermal_zone{number}"
-        zone.mkdir()
+        zone = tmp_path / f"sys/class/thermal/thermal_zone{number}"
+        zone.mkdir(parents=True)
         (zone / "temp").write_text(text)
-    (tmp_path / "thermal_zone9").mkdir()
-    os.symlink(tmp_path / "nowhere", tmp_path / "thermal_zone9" / "temp")
+    gone = tmp_path / "sys/class/thermal/thermal_zone9"
+    gone.mkdir()
+    os.symlink(tmp_path / "nowhere", gone / "temp")
 
-    assert sensors.read(tmp_path, thermal=tmp_path).temperature_c == 63.5
+    assert sensors.read(tmp_path, root=tmp_path).temperature_c == 63.5

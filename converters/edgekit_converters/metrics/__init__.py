@@ -7,8 +7,11 @@ One file a family of tasks. Each metric scores the float source and an artefact 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgekit.errors import RecipeError, UsageError
 from edgekit.registry import Registry
+from edgekit.steps import Boxes, PostStep
 from edgekit_converters.metrics.scoring import Measure, Outputs
 from edgekit_converters.metrics.views import (
     Kind,
@@ -18,6 +21,7 @@ from edgekit_converters.metrics.views import (
     recognise,
     view_as,
 )
+from edgekit_runtime.pipeline import output_of
 
 METRICS: Registry[Measure] = Registry(
     "metric",
@@ -73,18 +77,24 @@ def identity(name: str | None) -> str:
     return f"{name}@{user.identity(name)}"
 
 
-def choose(name: str | None, outputs: Outputs, labels: Labels) -> tuple[str, Measure, View]:
+def choose(
+    name: str | None, outputs: Outputs, labels: Labels, post: Sequence[PostStep] = ()
+) -> tuple[str, Measure, View]:
     """The metric and the view of the outputs it judges by.
 
     Args:
         name: from the recipe; None takes what the outputs and labels suggest.
         outputs: of the float source.
+        post: the recipe's postprocess; a step `boxes` says that this is a detector, and how its
+            boxes are read.
 
     Raises:
         RecipeError: there is no such metric, or the outputs are nothing it can judge.
     """
+    step = next((step for step in post if isinstance(step, Boxes)), None)
+    detector = None if step is None else View("boxes", output_of(step, outputs), step=step)
     if name is None:
-        view = recognise(outputs, labels)
+        view = detector or recognise(outputs, labels)
         name = _default(view, outputs, labels)
         return name, find(name), view
     measure = find(name)
@@ -93,6 +103,8 @@ def choose(name: str | None, outputs: Outputs, labels: Labels) -> tuple[str, Mea
         # Without labels nobody says that [n, d] are scores, and the function judges by itself.
         guessed = view.kind == "classes" and not is_class_labels(labels)
         return name, measure, View("values") if guessed else view
+    if detector is not None and "boxes" in measure.kinds:
+        return name, measure, detector
     for kind in measure.kinds:
         asked = view_as(kind, outputs, labels, asked=True)
         if asked is not None:

@@ -7,8 +7,10 @@
 | anchors_first | [n, anchors, 5 + c] (YOLOv5): the same, with an object's score before those |
 | separate | corners [n, m, 4], scores [n, m], classes [n, m]; `separate_yx` writes y before x |
 
-Scores are probabilities, after the sigmoid. Raw anchors go through non-maximum suppression, class
-by class. Corners keep their unit, pixels or shares of the picture: labels must have the same.
+Where the recipe's postprocess has a step `boxes`, that step says how they are read, and the board's
+own code reads them. Scores are probabilities, after the sigmoid. Raw anchors go through non-maximum
+suppression, class by class. Corners keep their unit, pixels or shares of the input: labels must
+have the same.
 """
 
 from __future__ import annotations
@@ -17,17 +19,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from edgekit.steps import Boxes as Step
 from edgekit_converters.metrics.views import Outputs, View
 from edgekit_converters.statistics import Floats
+from edgekit_runtime.pipeline import detect
 
 MOST_BOXES = 100
 """Of one picture, the best ones; as many as the COCO evaluation looks at."""
 
 _LEAST_SCORE = 0.01
-_CANDIDATES = 300
-_SAME_IOU = 0.65
+_ANCHORS_LAST = Step(family="yolov8", iou_threshold=0.65, max_detections=MOST_BOXES)
+_ANCHORS_FIRST = replace(_ANCHORS_LAST, family="yolov5")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Boxes:
 
 def read(view: View, outputs: Outputs) -> list[Boxes]:
     """The boxes of each picture, at most `MOST_BOXES`."""
+    if view.step is not None:
+        return _detected(view.step, outputs)
     first = outputs[view.output]
     if view.layout in ("separate", "separate_yx"):
         scores, classes = (outputs[name] for name in view.others)
@@ -59,9 +66,8 @@ def read(view: View, outputs: Outputs) -> list[Boxes]:
         return [_sorted(*row) for row in rows]
     if view.layout == "rows":
         return [_sorted(rows[:, :4], rows[:, 4], rows[:, 5]) for rows in first]
-    if view.layout == "anchors_last":
-        return [_suppressed(anchors[:4].T, anchors[4:].T) for anchors in first]
-    return [_suppressed(a[:, :4], a[:, 4:5] * a[:, 5:]) for a in first]
+    step = _ANCHORS_LAST if view.layout == "anchors_last" else _ANCHORS_FIRST
+    return _detected(step, {view.output: first})
 
 
 def labelled(labels: NDArray[Any]) -> list[Boxes]:
@@ -74,21 +80,6 @@ def labelled(labels: NDArray[Any]) -> list[Boxes]:
     return found
 
 
-def ious(a: Floats, b: Floats) -> Floats:
-    """Intersection over union [k, l] of corners [k, 4] and [l, 4]; 0 for empty boxes."""
-    low = np.maximum(a[:, np.newaxis, :2], b[np.newaxis, :, :2])
-    high = np.minimum(a[:, np.newaxis, 2:], b[np.newaxis, :, 2:])
-    both = np.clip(high - low, 0, None).prod(axis=2)
-    either = _areas(a)[:, np.newaxis] + _areas(b)[np.newaxis] - both
-    shared: Floats = np.divide(both, either, out=np.zeros_like(both), where=either > 0)
-    return shared
-
-
-def _areas(corners: Floats) -> Floats:
-    areas: Floats = np.clip(corners[:, 2:] - corners[:, :2], 0, None).prod(axis=1)
-    return areas
-
-
 def _sorted(corners: NDArray[Any], scores: NDArray[Any], classes: NDArray[Any]) -> Boxes:
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] > 0][:MOST_BOXES]
@@ -99,18 +90,12 @@ def _sorted(corners: NDArray[Any], scores: NDArray[Any], classes: NDArray[Any]) 
     )
 
 
-def _suppressed(centred: NDArray[Any], by_class: NDArray[Any]) -> Boxes:
-    """Boxes of raw anchors: of those that overlap in one class, the best."""
-    classes = by_class.argmax(axis=1)
-    scores = by_class[np.arange(len(by_class)), classes].astype(np.float64)
-    order = np.argsort(-scores, kind="stable")[:_CANDIDATES]
-    order = order[scores[order] >= _LEAST_SCORE]
-    centre, half = centred[order, :2].astype(np.float64), centred[order, 2:4] / 2.0
-    found = Boxes(np.hstack([centre - half, centre + half]), scores[order], classes[order])
-    same = ious(found.corners, found.corners) > _SAME_IOU
-    same &= found.classes[:, np.newaxis] == found.classes[np.newaxis]
-    kept = np.ones(len(order), bool)
-    for i in range(len(order)):
-        if kept[i]:
-            kept[i + 1 :] &= ~same[i, i + 1 :]
-    return found.at(np.flatnonzero(kept)[:MOST_BOXES])
+def _detected(step: Step, outputs: Outputs) -> list[Boxes]:
+    """Boxes as the board chooses them, but also those that it would leave off for their score."""
+    step = replace(step, score_threshold=min(step.score_threshold, _LEAST_SCORE))
+    pictures = len(next(iter(outputs.values())))
+    # Labels are in the unit that the model writes, so shares of the input stay shares.
+    return [
+        Boxes(one.boxes.astype(np.float64), one.scores.astype(np.float64), one.classes)
+        for one in detect(step, outputs, [(1, 1)] * pictures)
+    ]

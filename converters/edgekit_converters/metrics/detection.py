@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import DataError, RecipeError
-from edgekit_converters.metrics.boxes import Boxes, ious, labelled, read
+from edgekit_converters.metrics.boxes import Boxes, labelled, read
 from edgekit_converters.metrics.scoring import (
     Case,
     ClassTally,
@@ -29,6 +29,7 @@ from edgekit_converters.metrics.scoring import (
     require_labels,
 )
 from edgekit_converters.statistics import Floats
+from edgekit_runtime.pipeline import ious
 
 _STEPS = 100
 _ROUNDING = 1e-9

@@ -24,6 +24,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.steps import Boxes
+
 Kind = Literal["classes", "index", "binary", "masks", "sequences", "boxes", "values"]
 Layout = Literal["rows", "anchors_last", "anchors_first", "separate", "separate_yx"]
 Outputs = Mapping[str, NDArray[Any]]
@@ -47,6 +49,7 @@ class View:
         axis: of the class scores; 0 where the numbers are the answer themselves.
         layout: how boxes are written.
         others: for boxes in separate outputs, those of scores and classes.
+        step: of the recipe's postprocess, which says how boxes are read.
     """
 
     kind: Kind
@@ -54,6 +57,7 @@ class View:
     axis: int = 0
     layout: Layout | None = None
     others: tuple[str, ...] = ()
+    step: Boxes | None = None
 
 
 def recognise(outputs: Outputs, labels: Labels = None) -> View:

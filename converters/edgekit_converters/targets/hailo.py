@@ -105,7 +105,16 @@ class Hailo:
         folder = job.shared(_COMPILER, facts, make)
         # A HEF runs on the accelerator alone, or is not made.
         placement = Found(accelerator_macs=1.0, fallback_ops=(), evidence="linted")
-        return Product(path=folder / _MADE, stand_in=folder / _ARCHIVE, placement=placement)
+        return Product(
+            path=folder / _MADE,
+            stand_in=folder / _ARCHIVE,
+            placement=placement,
+            # A HEF has its own names, and takes samples one by one.
+            options={
+                "inputs": [_by_sample(spec) for spec in job.inputs],
+                "outputs": [_by_sample(spec) for spec in job.outputs],
+            },
+        )
 
     def answers(self, product: Product, inputs: SampleArrays, job: Job) -> dict[str, NDArray[Any]]:
         """What the emulator answers, in the source's layout.
@@ -154,6 +163,11 @@ def _require_one(specs: Sequence[TensorSpec], *, what: str, do: str) -> None:
         raise BuildError(
             f"the Hailo target takes models of one {what}, this one has {names}", hint=do
         )
+
+
+def _by_sample(spec: TensorSpec) -> dict[str, Any]:
+    own = {"name": spec.name, "datatype": spec.datatype}
+    return {**own, "shape": [-1, *spec.shape[1:]]}
 
 
 def _as_source(answers: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:

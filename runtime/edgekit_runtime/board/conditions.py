@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -18,20 +18,10 @@ from typing import Annotated
 import msgspec
 
 from edgekit.structs import Strict
+from edgekit_runtime import sysfs
 
-ROOT = Path("/")
 TOOL_TIMEOUT_S = 5.0
 _TOOL_FOLDERS = ("usr/bin", "usr/sbin", "opt/vc/bin")
-# Cooling devices that slow the chip down; the others turn a fan.
-_SLOWING = re.compile(r"cpufreq|devfreq|processor|gpu|throttle", re.IGNORECASE)
-# Bits of the Raspberry Pi's get_throttled; the same 16 places up: it has happened since the start.
-_PI_BITS = {
-    0: "under-voltage",
-    1: "frequency capped",
-    2: "throttled",
-    3: "soft temperature limit",
-}
-_PI_SINCE_START = 16
 
 
 class Reading(Strict, frozen=True, kw_only=True):
@@ -129,7 +119,7 @@ def clock_drop(during: Sequence[Reading]) -> tuple[float, float, float] | None:
     return worst
 
 
-def read(root: Path = ROOT, *, at_s: float, tools: bool) -> Reading:
+def read(root: Path = sysfs.ROOT, *, at_s: float, tools: bool) -> Reading:
     """The board now.
 
     Args:
@@ -139,19 +129,20 @@ def read(root: Path = ROOT, *, at_s: float, tools: bool) -> Reading:
             away from what is measured.
     """
     flags = _pi_flags(root, tools=tools)
+    since = {} if flags is None else sysfs.pi_since_start(flags)
     return Reading(
         at_s=at_s,
-        temperatures_c=dict(_temperatures(root)),
-        clocks_mhz=dict(_clocks(root, "scaling_cur_freq")),
-        devices_mhz=dict(_devices(root)),
-        throttled=(*pi_now(flags or 0), *_cooling(root)),
-        events={**({} if flags is None else pi_since_start(flags)), **dict(_events(root))},
+        temperatures_c=dict(sysfs.temperatures_c(root)),
+        clocks_mhz=dict(sysfs.clocks_mhz(root)),
+        devices_mhz=dict(sysfs.devices_mhz(root)),
+        throttled=tuple(dict.fromkeys((*sysfs.pi_now(flags or 0), *sysfs.throttled(root)))),
+        events={**since, **dict(sysfs.events(root))},
         load=_load(root),
     )
 
 
 def around(
-    before: Reading, during: Sequence[Reading], after: Reading, *, root: Path = ROOT
+    before: Reading, during: Sequence[Reading], after: Reading, *, root: Path = sysfs.ROOT
 ) -> Conditions:
     """What was read, with the settings of the board that do not change in between."""
     return Conditions(
@@ -159,22 +150,14 @@ def around(
         during=tuple(during),
         after=after,
         power_mode=power_mode(_tool(root, "nvpmodel", "-q") or ""),
-        governors=tuple(sorted(set(_governors(root)))),
-        max_clock_mhz=max((mhz for _, mhz in _clocks(root, "cpuinfo_max_freq")), default=None),
-        allowed_clock_mhz=max((mhz for _, mhz in _clocks(root, "scaling_max_freq")), default=None),
+        governors=tuple(sorted(set(sysfs.governors(root)))),
+        max_clock_mhz=max(
+            (mhz for _, mhz in sysfs.clocks_mhz(root, "cpuinfo_max_freq")), default=None
+        ),
+        allowed_clock_mhz=max(
+            (mhz for _, mhz in sysfs.clocks_mhz(root, "scaling_max_freq")), default=None
+        ),
     )
-
-
-def pi_now(flags: int) -> tuple[str, ...]:
-    """What slows a Raspberry Pi down now, from its `get_throttled`."""
-    return tuple(name for bit, name in _PI_BITS.items() if flags >> bit & 1)
-
-
-def pi_since_start(flags: int) -> dict[str, int]:
-    """Whether each of these has happened since the Raspberry Pi started, as 0 or 1."""
-    return {
-        f"{name} since start": flags >> bit + _PI_SINCE_START & 1 for bit, name in _PI_BITS.items()
-    }
 
 
 def power_mode(text: str) -> str | None:
@@ -184,81 +167,16 @@ def power_mode(text: str) -> str | None:
 
 
 def _pi_flags(root: Path, *, tools: bool) -> int | None:
-    """A Raspberry Pi's `get_throttled`; None of another board, and where it is not told."""
-    for path in sorted(root.glob("sys/devices/platform/*/*firmware*/get_throttled")):
-        text = (_text(path) or "").strip()
-        if re.fullmatch(r"[0-9a-fA-F]{1,8}", text):
-            return int(text, 16)
-    said = _tool(root, "vcgencmd", "get_throttled") if tools else None
+    """A Raspberry Pi's `get_throttled`, by file or by its program; None of another board."""
+    flags = sysfs.pi_flags(root)
+    said = _tool(root, "vcgencmd", "get_throttled") if tools and flags is None else None
     found = re.search(r"throttled=0x([0-9a-fA-F]{1,8})", said or "")
-    return int(found.group(1), 16) if found else None
-
-
-def _temperatures(root: Path) -> Iterator[tuple[str, float]]:
-    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
-        milli = _number(zone / "temp")
-        if milli is not None:
-            kind = (_text(zone / "type") or "").strip()
-            yield f"{zone.name.removeprefix('thermal_')} {kind}".strip(), milli / 1000
-
-
-def _clocks(root: Path, file: str) -> Iterator[tuple[str, float]]:
-    for core in sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*")):
-        khz = _number(core / "cpufreq" / file)
-        if khz is not None:
-            yield core.name, khz / 1000
-
-
-def _devices(root: Path) -> Iterator[tuple[str, float]]:
-    for device in sorted(root.glob("sys/class/devfreq/*")):
-        hertz = _number(device / "cur_freq")
-        if hertz is not None:
-            yield device.name, hertz / 1e6
-
-
-def _governors(root: Path) -> Iterator[str]:
-    for path in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"):
-        yield (_text(path) or "").strip() or "unknown"
-
-
-def _cooling(root: Path) -> Iterator[str]:
-    """Cooling devices that hold a clock down now."""
-    for device in sorted(root.glob("sys/class/thermal/cooling_device*")):
-        kind = (_text(device / "type") or "").strip()
-        state = _number(device / "cur_state")
-        if state is not None and state > 0 and _SLOWING.search(kind):
-            yield f"cooling by {kind} at step {state}"
-
-
-def _events(root: Path) -> Iterator[tuple[str, int]]:
-    """Counters of x86 cores, and of over-current events on a Jetson."""
-    cores = "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/*_throttle_count"
-    for path in sorted(root.glob(cores)):
-        count = _number(path)
-        if count is not None:
-            yield f"{path.parent.parent.name} {path.name}", count
-    for path in sorted(root.glob("sys/class/hwmon/hwmon*/oc*_event_cnt")):
-        count = _number(path)
-        if count is not None:
-            yield f"{path.parent.name} {path.name}", count
+    return int(found.group(1), 16) if found else flags
 
 
 def _load(root: Path) -> float | None:
-    words = (_text(root / "proc/loadavg") or "").split()
+    words = (sysfs.text(root / "proc/loadavg") or "").split()
     return float(words[0]) if words and re.fullmatch(r"\d+\.\d+", words[0]) else None
-
-
-def _number(path: Path) -> int | None:
-    text = (_text(path) or "").strip()
-    return int(text) if re.fullmatch(r"-?\d{1,18}", text) else None
-
-
-def _text(path: Path) -> str | None:
-    """A file of the kernel; a sensor that is switched off refuses to be read."""
-    try:
-        return path.read_text("ascii", errors="replace")
-    except OSError:
-        return None
 
 
 def _tool(root: Path, name: str, argument: str) -> str | None:

@@ -6,18 +6,20 @@ Every engine passes the suite in `tests/runtime/engine_contract.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from edgekit.errors import EngineNotInstalled
 from edgekit.manifest import TensorSpec
 from edgekit.registry import Registry
+from edgekit_runtime.engines.placed import Placed
 
 Tensors = Mapping[str, NDArray[Any]]
+Evidence = Literal["run", "simulated", "never run"]
 
 
 class Session(Protocol):
@@ -34,6 +36,11 @@ class Session(Protocol):
         """What the engine says it runs on, in order of preference."""
         ...
 
+    @property
+    def placement(self) -> Placed | None:
+        """Where the model runs, as the engine says; `None` where it cannot tell."""
+        ...
+
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         """Every output for these inputs.
 
@@ -48,11 +55,54 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class Binds(Protocol):
+    """A session that can also run on arrays that stay where they are from run to run."""
+
+    def bind(self, inputs: Tensors, outputs: Tensors) -> Callable[[], None]:
+        """A run that reads these inputs and writes these outputs, without a copy.
+
+        The session keeps neither: a bound run ends with whoever holds it, or with the session.
+
+        Args:
+            inputs: one contiguous array per model input, in the datatype and shape of its spec.
+            outputs: one per model output, of the shape that it will have.
+
+        Returns:
+            the run, which raises `EngineError` where the engine refuses, or where an output has
+            another shape; outputs then hold anything.
+
+        Raises:
+            EngineError: the arrays do not fit the model.
+        """
+        ...
+
+
+@runtime_checkable
+class Rests(Protocol):
+    """A session that keeps scratch memory from run to run, and can give it back."""
+
+    def rest(self) -> None:
+        """Have the next run end by giving back what runs took, up to the model itself."""
+        ...
+
+
 class Engine(Protocol):
     """One library that runs artefacts."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def evidence(self) -> Evidence:
+        """What was seen of this adapter: on the hardware that it is for, in that hardware's
+        emulation, or nothing."""
+        ...
+
+    @property
+    def evidence_note(self) -> str:
+        """What exactly was run, in one sentence."""
+        ...
 
     def version(self) -> str:
         """The version of the library here, raising `EngineNotInstalled` where there is none."""
@@ -77,6 +127,7 @@ ENGINES: Registry[Engine] = Registry(
     group="edgekit.engines",
     builtin={
         "onnxruntime": "edgekit_runtime.engines.onnxruntime:ENGINE",
+        "hailo": "edgekit_runtime.engines.hailo:ENGINE",
         "litert": "edgekit_runtime.engines.litert:ENGINE",
         "openvino": "edgekit_runtime.engines.openvino:ENGINE",
         "rknn": "edgekit_runtime.engines.rknn:ENGINE",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,10 +22,20 @@ def parsed(options: Mapping[str, Any], kind: type[Options], *, engine: str) -> O
 
 def version_of(distribution: str, *, missing: EngineNotInstalled) -> str:
     """Version of a library here, found without importing it, raising `missing` without one."""
+    found = installed(distribution)
+    if found is None:
+        raise missing
+    return found
+
+
+def installed(distribution: str) -> str | None:
+    """Version of a distribution here, found without importing it; None without one."""
+    from importlib import metadata  # a worker process never asks, and saves 2 MB
+
     try:
         return metadata.version(distribution)
-    except metadata.PackageNotFoundError as e:
-        raise missing from e
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def not_installed(engine: str, *, hint: str) -> EngineNotInstalled:

@@ -27,10 +27,12 @@ from edgekit.errors import EngineError, EngineNotInstalled
 from edgekit.manifest import TensorSpec
 from edgekit.profile import Provider
 from edgekit.structs import Strict
-from edgekit_runtime.engines import Tensors
+from edgekit_runtime.engines import Evidence, Tensors
 from edgekit_runtime.engines.library import not_installed, parsed, version_of
+from edgekit_runtime.engines.placed import Placed, on_cpu
 from edgekit_runtime.engines.ports import Port, PortSpec, Tensor, placed, plain
 from edgekit_runtime.engines.tensors import DATATYPES, misfit
+from edgekit_runtime.engines.tflite_placement import placed_by_delegates
 
 # What a shared library must have to be a delegate.
 _ENTRY = "tflite_plugin_create_delegate"
@@ -63,10 +65,14 @@ class LiteRt:
         name: the engine's.
         distribution: what installs the library.
         module: where its `Interpreter` is.
+        evidence_note: what of it was run.
     """
 
-    def __init__(self, name: str, *, distribution: str, module: str) -> None:
+    evidence: Evidence = "run"
+
+    def __init__(self, name: str, *, distribution: str, module: str, evidence_note: str) -> None:
         self.name = name
+        self.evidence_note = evidence_note
         self._distribution = distribution
         self._module = module
 
@@ -110,6 +116,7 @@ class LiteRtSession:
                 if options.reference_kernels
                 else kinds.AUTO,
             )
+            self._placement = placed_by_delegates(interpreter) if delegates else on_cpu()
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as e:
             raise EngineError(f"{engine} cannot open {artifact}: {e}") from e
@@ -147,6 +154,10 @@ class LiteRtSession:
     @property
     def providers(self) -> tuple[str, ...]:
         return (*self._delegates, "CPU")
+
+    @property
+    def placement(self) -> Placed | None:
+        return self._placement
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         interpreter = self._interpreter
@@ -229,7 +240,17 @@ def _delegate(delegate: Provider, library: Any) -> Any:
         ) from e
 
 
-ENGINE = LiteRt("litert", distribution="ai-edge-litert", module="ai_edge_litert.interpreter")
+ENGINE = LiteRt(
+    "litert",
+    distribution="ai-edge-litert",
+    module="ai_edge_litert.interpreter",
+    evidence_note="runs on x86 CPUs and under Arm emulation here, and through an external delegate"
+    " of the tests; delegates of Edge TPU and Ethos-U were never run",
+)
 TFLITE_RUNTIME = LiteRt(
-    "tflite-runtime", distribution="tflite-runtime", module="tflite_runtime.interpreter"
+    "tflite-runtime",
+    distribution="tflite-runtime",
+    module="tflite_runtime.interpreter",
+    evidence_note="runs on x86 CPUs here, and through an external delegate of the tests; the"
+    " delegate of the Edge TPU was never run",
 )

@@ -6,10 +6,10 @@ habit of going on with the CPU would make a placement contract worthless.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib import metadata
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
+from weakref import WeakSet
 
 import msgspec
 import numpy as np
@@ -19,11 +19,14 @@ from edgekit.errors import EngineError, EngineNotInstalled
 from edgekit.manifest import Datatype, TensorSpec
 from edgekit.profile import Provider
 from edgekit.structs import Strict
-from edgekit_runtime.engines import Tensors, plugins
-from edgekit_runtime.engines.library import parsed
-from edgekit_runtime.engines.tensors import misfit
+from edgekit_runtime.engines import Evidence, Tensors, onnx_compile, onnx_placement, plugins
+from edgekit_runtime.engines.batches import MAX_BATCH, can_batch
+from edgekit_runtime.engines.compiling import Compilation
+from edgekit_runtime.engines.library import installed, parsed
+from edgekit_runtime.engines.onnx_placement import CPU
+from edgekit_runtime.engines.placed import Placed, on_cpu
+from edgekit_runtime.engines.tensors import misfit, zeros
 
-CPU = "CPUExecutionProvider"
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-qnn", "onnxruntime-openvino")
 
 _DATATYPES: Mapping[str, Datatype] = {
@@ -66,16 +69,28 @@ class OnnxRuntime:
     """The engine."""
 
     name = "onnxruntime"
+    evidence: Evidence = "run"
+    evidence_note = (
+        "the CPU provider runs here and under Arm emulation; QNN in its x86 emulation of the HTP;"
+        " TensorRT, CUDA and OpenVINO providers were never run"
+    )
 
     def version(self) -> str:
         """Version of the library here, found without importing it."""
-        installed = (_installed(distribution) for distribution in DISTRIBUTIONS)
+        versions = (installed(distribution) for distribution in DISTRIBUTIONS)
         # A build by a board's vendor may be installed without a distribution record.
-        return next(filter(None, installed), None) or str(_library().__version__)
+        return next(filter(None, versions), None) or str(_library().__version__)
 
     def open(self, artifact: Path, *, options: Mapping[str, Any]) -> OnnxSession:
         """Open an ONNX file by its path, so that no second copy of its weights is held."""
         return OnnxSession(artifact, parse(options))
+
+    def compilation(self, artifact: Path, *, options: Mapping[str, Any]) -> Compilation | None:
+        """What a provider makes of the file on the device: engines, or a context model."""
+        providers = tuple(provider.name for provider in parse(options).providers)
+        return onnx_compile.compilation(
+            artifact, options, providers=providers, open_once=_open_once
+        )
 
 
 def parse(options: Mapping[str, Any]) -> Options:
@@ -94,9 +109,15 @@ def require(asked: Sequence[str], there: Sequence[str], *, where: str) -> None:
 
 
 class OnnxSession:
-    """An open ONNX model."""
+    """An open ONNX model.
 
-    def __init__(self, artifact: Path, options: Options) -> None:
+    Args:
+        entries: settings of the session beyond what options say, as onnxruntime names them.
+    """
+
+    def __init__(
+        self, artifact: Path, options: Options, entries: Mapping[str, str] | None = None
+    ) -> None:
         ort = _library()
         asked = [provider.name for provider in options.providers]
         loaded = [p for p in options.providers if plugins.is_plugin(ort, p.name)]
@@ -105,21 +126,36 @@ class OnnxSession:
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = options.threads
         settings.inter_op_num_threads = 1
+        # A pattern is one more block of memory for each shape of inputs, and was never faster here.
+        settings.enable_mem_pattern = False
         settings.log_severity_level = _ERRORS_ONLY
         spinning = "1" if options.spinning else "0"
         settings.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+        for name, value in (entries or {}).items():
+            settings.add_session_config_entry(name, value)
         if options.reference_kernels:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         for plugin in loaded:
             devices = plugins.devices(ort, plugin.name)
             settings.add_provider_for_devices(devices, _as_text(plugin.options))
+        profile = None
+        accelerated = any(name != CPU for name in asked)
+        if accelerated and onnx_placement.can_record(ort):
+            settings.add_session_config_entry(onnx_placement.RECORD, "1")
+        elif accelerated:
+            profile = onnx_placement.Profile(settings)
         # onnxruntime takes one of the two ways; behind a plugin the CPU stands by itself.
         providers = [] if loaded else [(p.name, _as_text(p.options)) for p in built_in]
         try:
-            session = ort.InferenceSession(str(artifact), settings, providers=providers)
+            # Else a provider that fails is silently replaced by the CPU, here or in `run`.
+            session = ort.InferenceSession(
+                str(artifact), settings, providers=providers, enable_fallback=0
+            )
         except Exception as e:  # each of onnxruntime's errors is a class of its own
+            if profile is not None:
+                profile.discard()
             raise EngineError(f"onnxruntime cannot open {artifact}: {e}") from e
-        # Else a provider that fails in `run` is silently replaced by the CPU for good.
+        # Older versions heed this alone.
         session.disable_fallback()
         self._artifact = artifact
         self._providers: tuple[str, ...] = tuple(session.get_providers())
@@ -128,10 +164,18 @@ class OnnxSession:
         self._outputs = tuple(_spec(node, artifact) for node in session.get_outputs())
         self._names = [spec.name for spec in self._outputs]
         self._has_texts = any(spec.datatype == "BYTES" for spec in (*self._inputs, *self._outputs))
+        self._placement: Placed | None = on_cpu()
+        if profile is not None:
+            self._placement = profile.placed(session, self._inputs)
+        elif accelerated:
+            self._placement = onnx_placement.recorded(session)
         self._session = session
         # What goes wrong in a run is raised; said twice, it would only confuse.
-        self._quietly = ort.RunOptions()
-        self._quietly.log_severity_level = _FATAL_ONLY
+        self._quietly = _quietly(ort)
+        self._resting = _quietly(ort)
+        self._resting.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._bound: WeakSet[_Bound] = WeakSet()
+        self._is_resting = False
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -145,15 +189,22 @@ class OnnxSession:
     def providers(self) -> tuple[str, ...]:
         return self._providers
 
+    @property
+    def placement(self) -> Placed | None:
+        return self._placement
+
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         if self._session is None:
             raise EngineError(f"{self._artifact}: the session is closed")
         # onnxruntime takes 0-d arrays, but refuses numpy scalars.
         feeds = {name: np.asarray(array) for name, array in inputs.items()}
+        options = self._quietly
+        if self._is_resting:
+            options, self._is_resting = self._resting, False
         try:
             if self._has_texts:
                 feeds = {name: _decoded(array) for name, array in feeds.items()}
-            results = self._session.run(self._names, feeds, self._quietly)
+            results = self._session.run(self._names, feeds, options)
         except Exception as e:  # each of onnxruntime's errors is a class of its own
             reason = misfit(self._inputs, inputs) or str(e).strip()
             raise EngineError(f"{self._artifact.name}: {reason}") from e
@@ -161,15 +212,68 @@ class OnnxSession:
             results = [_encoded(array) for array in results]
         return dict(zip(self._names, results, strict=True))
 
+    def rest(self) -> None:
+        # Accelerators keep arenas of their own, and each names and frees them in its own way.
+        self._is_resting = self._providers == (CPU,)
+
+    def bind(self, inputs: Tensors, outputs: Tensors) -> Callable[[], None]:
+        if self._session is None:
+            raise EngineError(f"{self._artifact}: the session is closed")
+        try:
+            bound = _Bound(self._session, inputs, outputs, self._quietly, self._artifact)
+        except Exception as e:  # each of onnxruntime's errors is a class of its own
+            reason = misfit(self._inputs, inputs) or str(e).strip()
+            raise EngineError(f"{self._artifact.name}: {reason}") from e
+        self._bound.add(bound)
+        return bound
+
     def close(self) -> None:
         self._session = None
+        # Each would keep the model in memory.
+        for bound in self._bound:
+            bound.close()
 
 
-def _installed(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
+class _Bound:
+    """A run on arrays that stay where they are."""
+
+    def __init__(
+        self, session: Any, inputs: Tensors, outputs: Tensors, options: Any, artifact: Path
+    ) -> None:
+        binding = session.io_binding()
+        for arrays, bind in ((inputs, binding.bind_input), (outputs, binding.bind_output)):
+            for name, array in arrays.items():
+                bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        self._binding = binding
+        self._session = session
+        self._options = options
+        self._artifact = artifact
+        # The engine knows their addresses only.
+        self._arrays = (inputs, outputs)
+
+    def __call__(self) -> None:
+        if self._session is None:
+            raise EngineError(f"{self._artifact}: the session is closed")
+        try:
+            self._session.run_with_iobinding(self._binding, self._options)
+        except Exception as e:  # each of onnxruntime's errors is a class of its own
+            raise EngineError(f"{self._artifact.name}: {str(e).strip()}") from e
+
+    def close(self) -> None:
+        self._session = self._binding = None
+
+
+def _open_once(artifact: Path, options: Mapping[str, Any], entries: Mapping[str, str]) -> None:
+    """Open a file for what its providers make meanwhile.
+
+    TensorRT makes engines of fixed shapes as it opens; others at a run, for the sizes that it has
+    seen, so it is shown the smallest batch and the largest.
+    """
+    session = OnnxSession(artifact, parse(options), entries)
+    session.run(zeros(session.inputs))
+    if can_batch(session):
+        session.run(zeros(session.inputs, rows=MAX_BATCH))
+    session.close()
 
 
 def _library() -> Any:
@@ -180,6 +284,15 @@ def _library() -> Any:
             f"engine onnxruntime is not on this machine: {e}", hint="pip install onnxruntime"
         ) from e
     return onnxruntime
+
+
+def _quietly(ort: Any) -> Any:
+    """Options of a run that only raises what goes wrong."""
+    options = ort.RunOptions()
+    options.log_severity_level = _FATAL_ONLY
+    # No captured graph: unsaid, 1.31 finds that out by an exception in each bound run (40 us).
+    options.add_run_config_entry("gpu_graph_id", "-1")
+    return options
 
 
 def _spec(node: Any, artifact: Path) -> TensorSpec:

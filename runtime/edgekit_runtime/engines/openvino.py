@@ -17,11 +17,15 @@ from numpy.typing import NDArray
 from edgekit.errors import EngineError, EngineNotInstalled
 from edgekit.manifest import Datatype, TensorSpec
 from edgekit.structs import Strict
-from edgekit_runtime.engines import Tensors
+from edgekit_runtime.engines import Evidence, Tensors, hardware
+from edgekit_runtime.engines.compiling import Compilation, Usable
 from edgekit_runtime.engines.library import not_installed, parsed, version_of
+from edgekit_runtime.engines.placed import Placed, on_accelerator, on_cpu
 from edgekit_runtime.engines.tensors import misfit
 
 DISTRIBUTION = "openvino"
+_BLOB = ".blob"
+_EXPORTED = f"exported{_BLOB}"
 Device = Literal["CPU", "GPU", "NPU"]
 
 _DATATYPES: Mapping[str, Datatype] = {
@@ -38,6 +42,9 @@ _DATATYPES: Mapping[str, Datatype] = {
     "f32": "FP32",
     "f64": "FP64",
 }
+# Its plugins compute these in 32 bits with a sign, whatever the model says.
+_WIDE = ("UINT32", "INT64", "UINT64")
+_LEAST, _MOST = -(1 << 31), (1 << 31) - 1
 
 
 class Options(Strict, frozen=True, kw_only=True):
@@ -48,13 +55,16 @@ class Options(Strict, frozen=True, kw_only=True):
         threads: threads of the CPU; other devices have none to choose.
         inference_precision: what float operators are computed in; None for the device's own
             choice, which on newer CPUs is bfloat16.
-        cache_dir: a folder that keeps compiled models, so that an NPU compiles once; None for none.
+        cache_dir: a folder for OpenVINO's own cache of compiled models; None for none.
+        keep_compiled: whether a device keeps what it compiled; None where it takes long: on GPUs
+            and NPUs.
     """
 
     device: Device = "CPU"
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     inference_precision: Literal["f32", "f16", "bf16"] | None = None
     cache_dir: str | None = None
+    keep_compiled: bool | None = None
 
     @property
     def properties(self) -> dict[str, Any]:
@@ -73,6 +83,8 @@ class OpenVino:
     """The engine."""
 
     name = "openvino"
+    evidence: Evidence = "run"
+    evidence_note = "runs on x86 CPUs here; GPUs and NPUs were never run"
 
     def version(self) -> str:
         """Version of the library here, found without importing it."""
@@ -83,8 +95,14 @@ class OpenVino:
         return _devices(_library().Core())
 
     def open(self, artifact: Path, *, options: Mapping[str, Any]) -> OpenVinoSession:
-        """Open an ONNX file, or an IR file with its weights beside it."""
+        """Open an ONNX file, an IR file with its weights beside it, or a `.blob` of `exported`."""
         return OpenVinoSession(artifact, parse(options))
+
+    def compilation(self, artifact: Path, *, options: Mapping[str, Any]) -> Compilation | None:
+        """The model as the device exports it once it has compiled it."""
+        parsed = parse(options)
+        wanted = parsed.device != "CPU" if parsed.keep_compiled is None else parsed.keep_compiled
+        return ExportedModel(artifact, options) if wanted else None
 
 
 def parse(options: Mapping[str, Any]) -> Options:
@@ -107,13 +125,20 @@ class OpenVinoSession:
                 hint="install the device's driver, or serve another variant",
             )
         try:
-            compiled = core.compile_model(str(artifact), options.device, options.properties)
+            compiled = (
+                core.import_model(artifact.read_bytes(), options.device, options.properties)
+                if artifact.suffix == _BLOB
+                else core.compile_model(str(artifact), options.device, options.properties)
+            )
         except RuntimeError as e:
             raise EngineError(f"openvino cannot open {artifact}: {_reason(e)}") from e
         self._artifact = artifact
         self._device = options.device
+        self._placement = _placement(compiled, options.device)
         self._inputs = tuple(_spec(port, artifact) for port in compiled.inputs)
         self._outputs = tuple(_spec(port, artifact) for port in compiled.outputs)
+        self._wide = [i for i, spec in enumerate(self._inputs) if spec.datatype in _WIDE]
+        self._compiled: Any = compiled
         self._request: Any = compiled.create_infer_request()
 
     @property
@@ -128,13 +153,19 @@ class OpenVinoSession:
     def providers(self) -> tuple[str, ...]:
         return (self._device,)
 
+    @property
+    def placement(self) -> Placed:
+        return self._placement
+
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         if self._request is None:
             raise EngineError(f"{self._artifact}: the session is closed")
         # The library itself casts other datatypes, and takes a missing input from the last run.
         if (reason := misfit(self._inputs, inputs)) is not None:
             raise EngineError(f"{self._artifact.name}: {reason}")
-        feeds = [np.ascontiguousarray(inputs[spec.name]) for spec in self._inputs]
+        feeds = [np.asarray(inputs[spec.name], order="C") for spec in self._inputs]
+        for index in self._wide:
+            _require_narrow(feeds[index], self._inputs[index].name, of=self._artifact.name)
         try:
             # Inputs are read where they lie; outputs must outlive the next run.
             found = self._request.infer(feeds, share_inputs=True, share_outputs=False)
@@ -142,8 +173,35 @@ class OpenVinoSession:
         except (RuntimeError, ValueError, TypeError) as e:
             raise EngineError(f"{self._artifact.name}: {_reason(e)}") from e
 
+    def exported(self) -> bytes:
+        """The compiled model, for a `.blob` file.
+
+        Raises:
+            EngineError: the device exports none.
+        """
+        try:
+            made: bytes = self._compiled.export_model().getvalue()
+        except RuntimeError as e:
+            raise EngineError(f"{self._artifact.name}: {_reason(e)}") from e
+        return made
+
     def close(self) -> None:
-        self._request = None
+        self._request = self._compiled = None
+
+
+class ExportedModel:
+    """A compiled model as the device exports it: unlike OpenVINO's own cache it may be moved."""
+
+    def __init__(self, artifact: Path, options: Mapping[str, Any]) -> None:
+        self._artifact, self._options = artifact, dict(options)
+        self.holds_for = hardware.identity()
+
+    def compile(self, folder: Path) -> None:
+        made = OpenVinoSession(self._artifact, parse(self._options)).exported()
+        (folder / _EXPORTED).write_bytes(made)
+
+    def usable(self, folder: Path) -> Usable:
+        return Usable(folder / _EXPORTED, self._options)
 
 
 def _library() -> Any:
@@ -157,6 +215,25 @@ def _library() -> Any:
 def _devices(core: Any) -> tuple[str, ...]:
     # A machine with two GPUs has GPU.0 and GPU.1.
     return tuple(dict.fromkeys(name.partition(".")[0] for name in core.available_devices))
+
+
+def _require_narrow(array: NDArray[Any], name: str, *, of: str) -> None:
+    """Refuse integers that would be answered with others, raising `EngineError`."""
+    if array.size and not _LEAST <= array.min() <= array.max() <= _MOST:
+        raise EngineError(
+            f"{of}: input {name!r} has values beyond 32 bits, in which openvino computes integers",
+            hint="serve a variant of onnxruntime, or give the model INT32",
+        )
+
+
+def _placement(compiled: Any, device: Device) -> Placed:
+    """A device compiles the whole model or refuses it, and says that it did."""
+    if device == "CPU":
+        return on_cpu()
+    runs_on = tuple(compiled.get_property("EXECUTION_DEVICES"))
+    source = f"openvino's EXECUTION_DEVICES: {', '.join(runs_on)}"
+    there = all(name.partition(".")[0] == device for name in runs_on)
+    return on_accelerator(source) if there else on_cpu(source)
 
 
 def _spec(port: Any, artifact: Path) -> TensorSpec:

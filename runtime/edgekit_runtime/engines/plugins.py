@@ -17,11 +17,14 @@ PACKAGES: Mapping[str, str] = {"QNNExecutionProvider": "onnxruntime_qnn"}
 """The package that brings a provider, by the provider's name."""
 
 _registering = Lock()
+_registered: set[str] = set()
 
 
 def is_plugin(ort: Any, name: str) -> bool:
     """Whether a provider has to be loaded: onnxruntime itself does not have it."""
-    return name in PACKAGES and name not in ort.get_available_providers()
+    # One that was loaded is listed with those that onnxruntime has, and still opened as a plugin.
+    there = name in ort.get_available_providers() and name not in _registered
+    return name in PACKAGES and not there
 
 
 def devices(ort: Any, name: str) -> list[Any]:
@@ -53,6 +56,7 @@ def _register(ort: Any, name: str) -> None:
         ort.register_execution_provider_library(name, library)
     except Exception as e:  # each of onnxruntime's errors is a class of its own
         raise EngineError(f"{name} cannot be loaded from {library}: {e}") from e
+    _registered.add(name)
 
 
 def _devices(ort: Any, name: str) -> list[Any]:

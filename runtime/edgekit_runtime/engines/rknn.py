@@ -1,9 +1,12 @@
 """RKNN: runs `.rknn` artefacts on a Rockchip NPU through Rockchip's Toolkit Lite2.
 
-Never run on hardware: the library is for aarch64 boards with Rockchip's driver, and what is tested
-is all that happens around it. The library tells nothing of a file's tensors, so a variant's options
-carry them, as the build writes them there. It answers in float32 whatever the file computes in, and
-reports what goes wrong by a return code or by no answer at all; both become errors here.
+Never run on hardware: the library is for aarch64 boards with Rockchip's driver. Under Arm emulation
+its version 2.5 was seen to load, to take a file and to refuse to start without the driver; what is
+tested is all that happens around it.
+
+The library tells nothing of a file's tensors, so a variant's options carry them, as the build
+writes them there. It answers in float32 whatever the file computes in, and reports what goes wrong
+by a return code or by no answer at all; both become errors here.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ from numpy.typing import NDArray
 from edgekit.errors import EngineError, EngineNotInstalled
 from edgekit.manifest import TensorSpec
 from edgekit.structs import Strict
-from edgekit_runtime.engines import Tensors
+from edgekit_runtime.engines import Evidence, Tensors
 from edgekit_runtime.engines.library import not_installed, parsed, version_of
-from edgekit_runtime.engines.tensors import DTYPES, misfit
+from edgekit_runtime.engines.placed import Placed, on_accelerator
+from edgekit_runtime.engines.tensors import DTYPES, Layout, channels_last, misfit
 
 CoreMask = Literal["auto", "0", "1", "2", "0_1", "0_1_2", "all"]
-Layout = Literal["nchw", "nhwc"]
 
 PACKAGE = "rknn-toolkit-lite2"
 MAGIC = b"RKNN"
@@ -49,6 +52,8 @@ class Rknn:
     """The engine."""
 
     name = "rknn"
+    evidence: Evidence = "never run"
+    evidence_note = "under Arm emulation its library loads, and refuses to start without a driver"
 
     def version(self) -> str:
         """Version of the library here, found without importing it."""
@@ -93,9 +98,7 @@ class RknnSession:
             raise _not_installed() from e
         self._artifact = artifact
         self._inputs, self._outputs = options.inputs, options.outputs
-        # The library asks for as many as there are inputs, and heeds those of four axes.
-        images = any(len(spec.shape) == 4 for spec in options.inputs)
-        self._formats = [options.layout] * len(options.inputs) if images else None
+        self._layout = options.layout
         library = RKNNLite()
         mask = getattr(RKNNLite, f"NPU_CORE_{options.core_mask.upper()}")
         if library.load_rknn(str(artifact)) != 0 or library.init_runtime(core_mask=mask) != 0:
@@ -118,13 +121,18 @@ class RknnSession:
     def providers(self) -> tuple[str, ...]:
         return ("NPU",)
 
+    @property
+    def placement(self) -> Placed:
+        return on_accelerator()
+
     def run(self, inputs: Tensors) -> dict[str, NDArray[Any]]:
         if self._library is None:
             raise EngineError(f"{self._artifact}: the session is closed")
         if (reason := misfit(self._inputs, inputs)) is not None:
             raise EngineError(f"{self._artifact.name}: {reason}")
-        arrays = [np.ascontiguousarray(inputs[spec.name]) for spec in self._inputs]
-        found = self._library.inference(inputs=arrays, data_format=self._formats)
+        # Some versions know channels last alone, and all take it where no format is named.
+        arrays = [channels_last(inputs[spec.name], layout=self._layout) for spec in self._inputs]
+        found = self._library.inference(inputs=arrays)
         return answers(found, self._outputs, of=self._artifact.name)
 
     def close(self) -> None:

@@ -6,12 +6,15 @@ A tensor of datatype BYTES is an array of dtype object that holds `bytes`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.manifest import Datatype, TensorSpec
+
+Layout = Literal["nchw", "nhwc"]
+_IMAGE_AXES = 4
 
 DTYPES: Mapping[Datatype, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -41,6 +44,28 @@ def fits(shape: Sequence[int], spec: TensorSpec) -> bool:
     return len(shape) == len(spec.shape) and all(
         wanted in (-1, size) for size, wanted in zip(shape, spec.shape, strict=True)
     )
+
+
+def zeros(specs: Sequence[TensorSpec], *, rows: int = 1) -> dict[str, NDArray[Any]]:
+    """Inputs of zeros and empty texts.
+
+    Args:
+        rows: the size of axis 0 where it is the caller's; other sizes that are the caller's are 1.
+    """
+    return {
+        spec.name: np.full(
+            [rows if i == 0 and size == -1 else abs(size) for i, size in enumerate(spec.shape)],
+            b"" if spec.datatype == "BYTES" else 0,
+            DTYPES[spec.datatype],
+        )
+        for spec in specs
+    }
+
+
+def channels_last(array: NDArray[Any], *, layout: Layout) -> NDArray[Any]:
+    """An array as vendors' files take it: images with channels last, all contiguous."""
+    turned = layout == "nchw" and array.ndim == _IMAGE_AXES
+    return np.asarray(np.moveaxis(array, 1, -1) if turned else array, order="C")
 
 
 def misfit(specs: Sequence[TensorSpec], arrays: Mapping[str, NDArray[Any]]) -> str | None:

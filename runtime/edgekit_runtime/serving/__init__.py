@@ -1,7 +1,9 @@
-"""Serving: Open Inference Protocol v2 over HTTP, where a request costs what its model costs.
+"""Serving: Open Inference Protocol v2, where a request costs what its model costs.
 
-A socket's bytes are received where the engine will read them (`connection`), their head is parsed
-once per distinct head (`http`), tensors are views of the received bytes (`v2`), and a model that is
-fast enough runs on the event loop itself, else on a thread that owns its session (`scheduler`).
-`models` is the table of what is served, `server` listens.
+From the socket inwards: `server` listens, `access` says who may ask, `connection` receives a body where
+the engine will read it, `http` and `v2` read it, `lane` remembers what came before, `infer` makes a
+job of it. `scheduler` orders jobs (`queue`), chooses the variant (`ladder`) and refuses what cannot be
+in time. A `rung` is an open variant, `runners` and `process` are where it runs. `models` is the table
+of what is served, `served` one line of it, `opener` opens variants and `keeper` brings them back.
+Other ways in: `grpc`, `bell` (clients in shared memory), `shm` (regions), `pictures`.
 """

@@ -1,4 +1,4 @@
-"""Addresses to listen on, and who may speak to them.
+"""Addresses to listen on, and which requests were meant for them.
 
 A page in a browser on the board can reach loopback ports, and by DNS rebinding under a name of its
 own: on loopback the `Host` must be an address or a name that no stranger can own, and an `Origin`
@@ -16,14 +16,24 @@ from edgekit.structs import Strict
 
 
 class Tcp(Strict, frozen=True):
-    """A host (address or name) and a port; port 0 lets the system choose."""
+    """A host (address or name) and a port; port 0 lets the system choose.
+
+    Attributes:
+        is_tls: whether TLS is spoken there.
+    """
 
     host: str
     port: int
+    is_tls: bool = False
 
     def __str__(self) -> str:
+        return f"{'https' if self.is_tls else 'http'}://{self.authority}"
+
+    @property
+    def authority(self) -> str:
+        """`HOST:PORT`, an IPv6 address in brackets."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:
@@ -58,9 +68,12 @@ def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    # A socket for both families shows an IPv4 peer so: ::ffff:127.0.0.1.
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def may_speak(listener: Address, *, host: str | None, origin: str | None) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 import numpy as np
@@ -16,8 +16,18 @@ import numpy as np
 from edgekit_runtime.serving import http
 from edgekit_runtime.serving.http import Head, HttpError, Response
 
+if TYPE_CHECKING:
+    from edgekit_runtime.serving.lane import Lane
+
+if TYPE_CHECKING:
+    from edgekit_runtime.serving.room import Room
+
 # Any datatype may lie at a multiple of this, and malloc returns nothing else.
 _ALIGNMENT = 16
+# Up to here a copy into the engine's memory costs less than asking for that memory.
+_COPIED_BYTES = 32 << 10
+# A connection that waits longer gives its buffer back.
+_KEPT_S = 1.0
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +36,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         head_bytes: of a request's head; more is answered 431.
         body_bytes: of a request's body; more is answered 413.
-        connections: open at once; further ones are closed.
+        total_bytes: of bodies under way and of answers not taken, over all clients; a request
+            beyond is answered 503.
+        connections: open at once; see `room` for who makes way for further ones.
+        handshake_s: for TLS.
         receive_s: from the first to the last byte of a request.
         idle_s: between requests.
         send_s: to take an answer.
@@ -34,7 +47,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     head_bytes: int = 16 << 10
     body_bytes: int = 64 << 20
-    connections: int = 256
+    total_bytes: int = 256 << 20
+    connections: int = 1024
+    handshake_s: float = 10.0
     receive_s: float = 60.0
     idle_s: float = 300.0
     send_s: float = 60.0
@@ -56,9 +71,12 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Application(Protocol):
-    """What connections share: who answers requests, and which connections there are."""
+    """What connections share: who answers requests, and what all of them may take."""
 
     limits: Limits
+    # Grows when heads must be looked at anew: who is admitted has changed.
+    generation: int
+    room: Room
 
     def opened(self, connection: Connection) -> bool:
         """Note a connection; whether it may stay."""
@@ -68,6 +86,10 @@ class Application(Protocol):
 
     def parse(self, raw: bytes) -> Head:
         """Read a head, raising `HttpError` where it cannot be answered here."""
+        ...
+
+    def allocate(self, head: Head, size_bytes: int) -> memoryview | None:
+        """Memory where the engine of this request finds a body; `None` for any other."""
         ...
 
     def handle(self, request: Request, connection: Connection) -> None:
@@ -81,21 +103,32 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, application: Application, *, now: Callable[[], float]) -> None:
         self.on_lost: Callable[[], None] | None = None
         self._app = application
+        self._room = application.room
         self._now = now
         self._transport: asyncio.Transport | None = None
-        # Heads and small bodies; what lies between start and end was not looked at yet.
-        self._buffer = bytearray(application.limits.head_bytes)
-        self._view = memoryview(self._buffer)
+        # Heads and small bodies; what lies between start and end was not looked at yet. There is
+        # none while nothing comes: thousands of idle connections must not cost memory.
+        self._buffer = bytearray()
+        self._view = _EMPTY
         self._start = self._end = 0
         # The request that is being received or answered; its body begins after the padding.
         self._head: Head | None = None
         self._body = _EMPTY
         self._pad = self._have = 0
+        # Bytes of the body, and of answers that the client does not take, as the room counts them.
+        self._reserved = self._unsent = 0
         self._busy = self._running = False
         self._reading = self._writable = True
         # The next answer is the last; nothing more is sent; the client sends no more.
         self._last = self._ended = self._eof = False
-        self._since = now()
+        self.since = now()
+        self.has_asked = False
+        # The short way that the application offers for requests like the one it has now; and the
+        # one that is taken, for requests that begin like this.
+        self.offered: Lane | None = None
+        self._lane: Lane | None = None
+        self._prefix = b""
+        self._generation = application.generation
 
     # What the event loop calls.
 
@@ -105,11 +138,12 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(http.error(503, "too many connections"))
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's interface
-        if self._ended:
-            return self._view
-        if self._head is not None and not self._busy:
+        if self._head is not None and not (self._busy or self._ended):
             return self._body[self._have :]
-        return self._view[self._end :]
+        if not self._buffer:
+            self._buffer = bytearray(self._app.limits.head_bytes)
+            self._view = memoryview(self._buffer)
+        return self._view if self._ended else self._view[self._end :]
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._ended:
@@ -120,26 +154,34 @@ class Connection(asyncio.BufferedProtocol):
                 return
         else:
             if self._start == self._end:
-                self._since = self._now()
+                self.since = self._now()
             self._end += nbytes
         self._run()
 
     def eof_received(self) -> bool:
-        # A client may say that it sends no more and still wait for its answers.
+        # A client may say that it sends no more and still wait for its answers; TLS knows no such
+        # half-closed connection.
         self._eof = True
-        return self._busy or not self._writable
+        return (self._busy or not self._writable) and self.info("sslcontext") is None
 
     def pause_writing(self) -> None:
         self._writable = False
-        self._since = self._now()
+        self.since = self._now()
+        if self._transport is not None:
+            self._unsent = self._transport.get_write_buffer_size()
+            self._room.hold(self._unsent)
 
     def resume_writing(self) -> None:
         self._writable = True
+        self._room.release(self._unsent)
+        self._unsent = 0
         self._run()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's interface
         self._ended = True
         self._app.closed(self)
+        self._room.release(self._reserved + self._unsent)
+        self._reserved = self._unsent = 0
         if self.on_lost is not None:
             self.on_lost()
             self.on_lost = None
@@ -151,19 +193,45 @@ class Connection(asyncio.BufferedProtocol):
         """Whether no request is being received or answered."""
         return not self._busy and self._head is None and self._start == self._end
 
+    def info(self, name: str) -> Any:
+        """What the transport knows of the client: `peername`, `socket`; see asyncio."""
+        assert self._transport is not None
+        return self._transport.get_extra_info(name)
+
     def respond(self, response: Response) -> None:
         """Answer the request that was handed to the application."""
         head = self._head
         assert head is not None
         self.on_lost = None
+        self.has_asked = True
         self._busy = False
         self._head = None
+        if self._reserved:
+            self._room.release(self._reserved)
+            self._reserved = 0
         if self._ended:
             return
         if head.method == "HEAD":
             response = Response(response.status, response.head)
         self._send(response, last=self._last or not head.keep_alive)
-        self._since = self._now()
+        self.since = self._now()
+        if self._start != self._end or self._eof:
+            self._run()
+
+    def reply(self, answer: bytes) -> None:
+        """Answer a request that took the short way, by all bytes of an answer that is not last."""
+        self.on_lost = None
+        self.has_asked = True
+        self._busy = False
+        self._head = None
+        if self._ended:
+            return
+        assert self._transport is not None
+        self._transport.write(answer)
+        if self._last:
+            self._end_now()
+            return
+        self.since = self._now()
         if self._start != self._end or self._eof:
             self._run()
 
@@ -181,7 +249,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def check(self, now: float) -> None:
         """Close a connection whose client takes longer than its limits allow."""
-        limits, spent = self._app.limits, now - self._since
+        limits, spent = self._app.limits, now - self.since
         if self._busy:
             return
         if self._ended or not self._writable:
@@ -190,6 +258,9 @@ class Connection(asyncio.BufferedProtocol):
         elif self.is_idle:
             if spent > limits.idle_s:
                 self.close()
+            elif spent > _KEPT_S and self._buffer:
+                self._view.release()
+                self._view, self._buffer = _EMPTY, bytearray()
         elif spent > limits.receive_s:
             self._refuse(http.error(408, "the request took too long to arrive"))
 
@@ -213,7 +284,7 @@ class Connection(asyncio.BufferedProtocol):
     def _end_now(self) -> None:
         """Close once what was written is sent."""
         self._ended = True
-        self._since = self._now()
+        self.since = self._now()
         if self._transport is not None:
             self._transport.close()
 
@@ -244,7 +315,12 @@ class Connection(asyncio.BufferedProtocol):
         """Take one step through the stream; whether another may be possible."""
         head = self._head
         if head is None:
-            return self._start != self._end and self._receive_head()
+            if self._start == self._end:
+                return False
+            lane = self._lane
+            if lane is not None and self._buffer.startswith(self._prefix, self._start):
+                return self._take(lane) or self._receive_head()
+            return self._receive_head()
         if self._have < len(self._body):
             return False
         body, self._body = self._body, _EMPTY
@@ -253,14 +329,36 @@ class Connection(asyncio.BufferedProtocol):
         self._hand_over(Request(head, json, body, json_end, len(body) - json_end))
         return True
 
+    def _take(self, lane: Lane) -> bool:
+        """Let a request that is here take the short way; whether it could."""
+        start = self._start + len(self._prefix)
+        stop = start + lane.size_bytes
+        if stop > self._end or not lane.is_open or self._room.is_full:
+            return False
+        if self._generation != self._app.generation:
+            self._lane = None
+            return False
+        binary = bytes(self._view[start:stop])
+        if stop == self._end:
+            self._start = self._end = 0
+        else:
+            self._start = stop
+        self._head = lane.head
+        self._busy = True
+        lane.take(binary, self)
+        return True
+
     def _receive_head(self) -> bool:
         start, end = self._start, self._end
         stop = self._buffer.find(http.END_OF_HEAD, start, end)
         if stop < 0:
             self._make_room()
             return False
+        if self._room.is_full:
+            raise HttpError(503, "clients hold as many bytes as they may; ask again later")
         stop += len(http.END_OF_HEAD)
-        head = self._head = self._app.parse(bytes(self._view[start:stop]))
+        raw = bytes(self._view[start:stop])
+        head = self._head = self._app.parse(raw)
         body_end = stop + head.length
         if body_end > end:
             self._receive_body(head, stop)
@@ -272,8 +370,17 @@ class Connection(asyncio.BufferedProtocol):
         # All of it is here and small: two copies are cheaper than memory of its own.
         json_end = body_end if head.json_length is None else stop + head.json_length
         json, binary = bytes(self._view[stop:json_end]), bytes(self._view[json_end:body_end])
+        self.offered = None
         self._hand_over(Request(head, json, binary, 0, len(binary)))
+        self._remember(raw, json)
         return True
+
+    def _remember(self, head: bytes, json: bytes) -> None:
+        """Know the beginning of a request again that may take the short way."""
+        if self.offered is not None:
+            self._lane = self.offered
+            self._prefix = head + json
+            self._generation = self._app.generation
 
     def _hand_over(self, request: Request) -> None:
         self._busy = True
@@ -284,11 +391,16 @@ class Connection(asyncio.BufferedProtocol):
         limit = self._app.limits.body_bytes
         if head.length > limit:
             raise HttpError(413, f"a body has at most {limit} bytes, not {head.length}")
+        if not self._room.reserve(head.length):
+            raise HttpError(503, "as many bytes are on their way as may be; ask again later")
+        self._reserved = head.length
         here = self._view[stop : self._end]
         # So that the first binary tensor lies aligned.
         self._pad = -(head.json_length or 0) % _ALIGNMENT
+        size = self._pad + head.length
+        body = self._app.allocate(head, size) if size > _COPIED_BYTES else None
         # Not a bytearray: that would first fill it with zeros.
-        self._body = np.empty(self._pad + head.length, dtype=np.uint8).data
+        self._body = np.empty(size, dtype=np.uint8).data if body is None else body
         self._have = self._pad + len(here)
         self._body[self._pad : self._have] = here
         self._start = self._end = 0
@@ -301,7 +413,7 @@ class Connection(asyncio.BufferedProtocol):
             waiting = bytes(self._view[self._start : self._end])
             self._view[: len(waiting)] = waiting
             self._start, self._end = 0, len(waiting)
-            self._since = self._now()
+            self.since = self._now()
         if self._end == len(self._buffer):
             raise HttpError(431, f"a head has at most {len(self._buffer)} bytes")
 

@@ -15,11 +15,14 @@ from urllib.parse import unquote
 
 import msgspec
 
+from edgekit_runtime.serving import tokens
+
 END_OF_HEAD = b"\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 JSON = "application/json"
 OCTETS = "application/octet-stream"
 MAX_LENGTH_DIGITS = 15
+MAX_REQUEST_ID_CHARS = 128
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (/[!-~]*) HTTP/1\.([01])\Z")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t -~\x80-\xff]*?)[ \t]*\Z")
@@ -43,6 +46,9 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
             `("v2", "models")`.
         length: bytes of the body.
         json_length: how many of them are JSON, where binary tensors follow.
+        token: digest of the bearer token; the token itself ends here.
+        request_id: what the client calls the request, 1 to 128 printable characters; another
+            `X-Request-Id` is passed over.
     """
 
     method: str
@@ -54,6 +60,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     host: str | None
     origin: str | None
     content_encoding: str | None
+    token: bytes | None = None
+    request_id: str | None = None
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -108,6 +116,8 @@ def parse(raw: bytes) -> Head:
         host=host,
         origin=headers.get("origin"),
         content_encoding=headers.get("content-encoding"),
+        token=tokens.presented(headers.get("authorization", "")),
+        request_id=_request_id(headers.get("x-request-id", "")),
     )
 
 
@@ -135,7 +145,22 @@ def error(
     status: int, message: str, *, headers: Sequence[tuple[str, str]] = (), **facts: str
 ) -> Response:
     """An error as Open Inference Protocol v2 writes it: `{"error": message}`."""
+    also = _ALSO.get(status)
+    if also is not None and also[0] not in (name for name, _ in headers):
+        headers = [*headers, also]
     return json_response(status, {"error": message, **facts}, headers=headers)
+
+
+# What a client cannot act on an error without.
+_ALSO = {401: ("WWW-Authenticate", "Bearer"), 503: ("Retry-After", "1")}
+
+
+def named(response: Response, request_id: str | None) -> Response:
+    """The same answer with the id that the client gave its request, if it gave one."""
+    if request_id is None:
+        return response
+    head = b"%bX-Request-Id: %b\r\n" % (response.head, request_id.encode("ascii"))
+    return msgspec.structs.replace(response, head=head)
 
 
 def _headers(lines: Sequence[bytes]) -> dict[str, str]:
@@ -155,7 +180,15 @@ def _headers(lines: Sequence[bytes]) -> dict[str, str]:
 
 
 _ONCE = frozenset(
-    ("content-length", "host", "inference-header-content-length", "origin", "transfer-encoding")
+    (
+        "authorization",
+        "content-length",
+        "host",
+        "inference-header-content-length",
+        "origin",
+        "transfer-encoding",
+        "x-request-id",
+    )
 )
 
 
@@ -167,6 +200,11 @@ def _number(headers: Mapping[str, str], name: str) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) <= MAX_LENGTH_DIGITS):
         raise HttpError(400, f"{name} is not a number of bytes")
     return int(text)
+
+
+def _request_id(text: str) -> str | None:
+    fits = text.isascii() and text.isprintable() and 1 <= len(text) <= MAX_REQUEST_ID_CHARS
+    return text if fits else None
 
 
 def _segments(target: str) -> tuple[str, ...]:

@@ -1,35 +1,33 @@
-"""Infer: one inference request from its bytes to its answer.
+"""Infer: inference requests of every protocol, from what was received to what is answered.
 
-A request that was taken is answered exactly once: with its outputs, with an error, or by its
-deadline; whichever comes first settles its job.
+`submit` is the way into the schedulers for every protocol. A request with pictures is prepared by
+the model's pipeline on a thread before it is scheduled, and finished by it after.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
-import msgspec
-
-from edgekit.errors import (
-    DeadlineMissed,
-    EdgekitError,
-    EngineError,
-    NotServed,
-    Overloaded,
-    RequestError,
-)
+from edgekit.errors import EdgekitError
 from edgekit_runtime.engines import Tensors
-from edgekit_runtime.serving import data, http, v2
+from edgekit_runtime.pipeline import Frame
+from edgekit_runtime.serving import lane, pictures, v2
+from edgekit_runtime.serving.accesslog import AccessLog
+from edgekit_runtime.serving.call import Call
 from edgekit_runtime.serving.connection import Connection, Request
-from edgekit_runtime.serving.http import Response
-from edgekit_runtime.serving.models import Models, Served
-from edgekit_runtime.serving.scheduler import Job, Outputs, Retired
-from edgekit_runtime.serving.stats import ErrorKind
-from edgekit_runtime.serving.v2 import Form, Prepared
+from edgekit_runtime.serving.failures import kind_of, refusal_of
+from edgekit_runtime.serving.form import Prepared
+from edgekit_runtime.serving.job import Job, Outputs
+from edgekit_runtime.serving.models import Models
+from edgekit_runtime.serving.preparation import Preparation
+from edgekit_runtime.serving.replies import HttpCall, to_response
+from edgekit_runtime.serving.rung import Rung
+from edgekit_runtime.serving.scheduler import Retired
+from edgekit_runtime.serving.served import Served
+from edgekit_runtime.serving.shm import Regions
 
 log = logging.getLogger(__name__)
 
@@ -47,179 +45,253 @@ class Inference:
         self, models: Models, *, loop: asyncio.AbstractEventLoop, alone: Callable[[], bool]
     ) -> None:
         self._models = models
-        self._loop = loop
         self._alone = alone
+        self.preparation = Preparation(loop)
+        self.log = AccessLog()
 
-    def handle(
-        self, request: Request, connection: Connection, name: str, version: str | None
-    ) -> None:
-        """Answer a request now or later, raising `NotServed` where there is no such model."""
+    def submit(
+        self,
+        name: str,
+        version: str | None,
+        make: Callable[[Served], Job],
+        *,
+        alone: bool = False,
+    ) -> Job:
+        """Make a job for a model and schedule it.
+
+        Args:
+            name: of the model.
+            version: of the model; its highest by default.
+            make: makes the job for what serves now; called again where that is replaced meanwhile.
+            alone: whether no other request can be on its way.
+
+        Raises:
+            EdgekitError: the request cannot be taken; it is counted already.
+        """
         while True:
             served = self._models.find(name, version)
             try:
-                self._submit(request, connection, served)
+                job = make(served)
+                served.submit(job, alone=alone)
             except Retired:
                 continue
             except EdgekitError as e:
-                self._fail(connection, served, e)
-            return
+                count(served, e)
+                raise
+            return job
 
-    def _submit(self, request: Request, connection: Connection, served: Served) -> None:
+    def handle(
+        self,
+        request: Request,
+        connection: Connection,
+        name: str,
+        version: str | None,
+        regions: Callable[[], Regions],
+    ) -> None:
+        """Answer a request now or later.
+
+        Args:
+            request: received whole.
+            connection: takes the answer.
+            name: of the model.
+            version: of the model; its highest by default.
+            regions: the shared memory of this client; raises where it may have none.
+
+        Raises:
+            NotServed: there is no such model.
+        """
+        served = self._models.find(name, version)
+        request_id = request.head.request_id
+        try:
+            prepared = self._prepared(request, served)
+            form = prepared.form
+            shared = regions() if prepared.uses_regions else None
+            arrays = v2.read_arrays(
+                form,
+                request.binary,
+                offset=request.offset,
+                size_bytes=request.size_bytes,
+                regions=shared,
+                allocate=served.allocate,
+            )
+        except EdgekitError as e:
+            count(served, e)
+            connection.respond(to_response(e, request_id=request_id))
+            return
+        call = HttpCall(connection, prepared, shared, name, version, request_id)
+        if lane.fits(request.head, served, prepared):
+            connection.offered = lane.Lane(
+                self,
+                request.head,
+                served,
+                prepared,
+                name=name,
+                version=version,
+                is_latest=self._models.answers,
+                alone=self._alone,
+            )
+        self.begin(call, served, arrays)
+
+    def begin(self, call: Call, served: Served, arrays: Tensors) -> None:
+        """Answer a call now or later.
+
+        Args:
+            call: takes the answer.
+            served: the version that the request was checked against.
+            arrays: the request's, as its form says.
+        """
+        form = call.form
+        if form.pictures is None and not form.finishes:
+            self._submit(call, arrays, ())
+        else:
+            self._prepare(call, served, arrays)
+
+    def close(self) -> None:
+        """End the threads that read pictures."""
+        self.preparation.close()
+
+    def _prepared(self, request: Request, served: Served) -> Prepared:
         prepared = served.forms.get(request.json)
         if prepared is None:
-            prepared = v2.prepare(request.json, inputs=served.inputs, outputs=served.outputs)
+            prepared = v2.prepare(
+                request.json,
+                inputs=served.inputs,
+                outputs=served.outputs,
+                surface=served.surface,
+                labels=served.labels,
+            )
             if prepared.is_plain:
                 served.forms.put(request.json, prepared)
-        form = prepared.form
-        if form.variant is not None and form.variant != served.variant.name:
-            raise RequestError(
-                f"variant {form.variant!r} does not serve {served.name} {served.version} here,"
-                f" {served.variant.name!r} does"
-            )
-        inputs = v2.read_arrays(
-            form, request.binary, offset=request.offset, size_bytes=request.size_bytes
-        )
-        job = _Answer(inputs, prepared, connection, served, self._loop)
-        connection.on_lost = job.abandon
-        if form.timeout_us is not None:
-            job.timer = self._loop.call_later(form.timeout_us / 1e6, job.expire)
-        try:
-            served.submit(job, alone=self._alone())
-        except BaseException:
-            job.abandon()
-            connection.on_lost = None
-            raise
+        return prepared
 
-    @staticmethod
-    def _fail(connection: Connection, served: Served, error: EdgekitError) -> None:
-        if isinstance(error, Overloaded):
-            served.stats.rejected()
-        else:
-            served.stats.failed(kind_of(error))
-        connection.respond(to_response(error))
+    def _submit(self, call: Call, inputs: Tensors, frames: Sequence[Frame]) -> None:
+        def make(served: Served) -> Job:
+            return _Answer(self, call, served, inputs, frames)
+
+        try:
+            job = self.submit(call.name, call.version, make, alone=self._alone())
+        except Exception as e:  # noqa: BLE001 - one bad request must not end the server
+            self.fail(call, e)
+            return
+        if not job.settled:
+            call.waits(partial(_left, job))
+
+    def _prepare(self, call: Call, served: Served, arrays: Tensors) -> None:
+        """Let the model's pipeline make its input of pictures, away from the loop."""
+        manifest = served.manifest
+
+        def work() -> pictures.Prepared:
+            return pictures.prepare_inputs(manifest, arrays)
+
+        def done(result: pictures.Prepared | Exception) -> None:
+            if isinstance(result, Exception):
+                self.refused(call, served, result)
+            else:
+                self._submit(call, result.tensors, result.frames)
+
+        try:
+            if call.form.pictures is None:
+                self._submit(call, arrays, pictures.frames_of(manifest, arrays))
+            else:
+                self.preparation.submit(work, done)
+        except EdgekitError as e:
+            self.refused(call, served, e)
+
+    def refused(self, call: Call, served: Served, error: Exception) -> None:
+        """Answer and count a request that no scheduler took."""
+        count(served, error)
+        self.fail(call, error)
+
+    def fail(self, call: Call, error: Exception) -> None:
+        """Answer with an error."""
+        call.fail(error)
+        self.log.failed(call, error)
 
 
 class _Answer(Job):
-    """A job that answers a connection."""
-
-    __slots__ = ("connection", "prepared", "served", "timer")
+    """A job that answers a call."""
 
     def __init__(
         self,
-        inputs: Tensors,
-        prepared: Prepared,
-        connection: Connection,
+        inference: Inference,
+        call: Call,
         served: Served,
-        loop: asyncio.AbstractEventLoop,
+        inputs: Tensors,
+        frames: Sequence[Frame],
     ) -> None:
-        Job.__init__(self, inputs, prepared.form.rows, prepared.form.shapes, loop)
-        self.prepared = prepared
-        self.connection = connection
+        form = call.form
+        timeout_us = form.timeout_us
+        Job.__init__(
+            self,
+            inputs,
+            rows=form.rows,
+            key=form.shapes if form.pictures is None else _shapes(inputs),
+            deadline_ns=None if timeout_us is None else call.arrived_ns + timeout_us * 1000,
+            priority=form.priority,
+            variant=form.variant,
+            cascade=form.cascade if form.cascade is not None else served.cascade,
+        )
+        self.inference = inference
+        self.call = call
         self.served = served
-        self.timer: asyncio.TimerHandle | None = None
+        self.frames = frames
 
-    def done(self, result: Outputs | Exception) -> None:
-        """The engine ran, or failed."""
-        if self.timer is not None:
-            self.timer.cancel()
-        if isinstance(result, Exception):
-            self._fail(result)
+    def moved(self, served: Served) -> None:
+        served.check_fits(self.served)
+        self.served = served
+
+    def done(self, outcome: Outputs | Exception, rung: Rung | None) -> None:
+        if isinstance(outcome, Exception):
+            self._fail(outcome)
             return
+        assert rung is not None
+        if not self.call.form.finishes:
+            self._respond(outcome, rung)
+            return
+        manifest, frames = self.served.manifest, self.frames
+
+        def finished(result: Outputs | Exception) -> None:
+            if isinstance(result, Exception):
+                count(self.served, result)
+                self._fail(result)
+            else:
+                self._respond({**outcome, **result}, rung)
+
         try:
-            response = encode(self.served, self.prepared, result)
+            self.inference.preparation.submit(
+                lambda: pictures.finish(manifest, outcome, frames), finished, admitted=True
+            )
         except EdgekitError as e:
+            finished(e)
+
+    def _respond(self, outputs: Outputs, rung: Rung) -> None:
+        try:
+            self.call.answer(self.served, rung, outputs)
+        except EdgekitError as e:
+            count(self.served, e)
             self._fail(e)
-            return
-        self.connection.respond(response)
-
-    def expire(self) -> None:
-        """The deadline came first."""
-        if not self.settled:
-            self.settled = True
-            timeout_us = self.prepared.form.timeout_us
-            self._fail(DeadlineMissed(f"not answered within its timeout of {timeout_us} us"))
-
-    def abandon(self) -> None:
-        """The client is gone: a job that still waits is not run."""
-        self.settled = True
-        if self.timer is not None:
-            self.timer.cancel()
+        else:
+            self.inference.log.answered(self.call, self.served, rung)
 
     def _fail(self, error: Exception) -> None:
-        took_ns = time.perf_counter_ns() - self.arrived_ns
-        self.served.stats.failed(kind_of(error), took_ns=took_ns)
-        self.connection.respond(to_response(error))
+        self.inference.fail(self.call, error)
 
 
-def encode(served: Served, prepared: Prepared, outputs: Outputs) -> Response:
-    """The answer that carries `outputs`; raises `RequestError` where JSON cannot carry one."""
-    form = prepared.form
-    if not prepared.is_plain:
-        head, body, chunks = _written(served, form, outputs)
-        return Response(200, head, (body, *chunks), _is_large(chunks))
-    wanted = [outputs[output.name] for output in form.outputs]
-    shapes = tuple([array.shape for array in wanted])
-    beginning = prepared.answers.get(shapes)
-    if beginning is None:
-        beginning = prepared.answers.put(shapes, _written(served, form, outputs)[:2])
-    head, body = beginning
-    chunks = [data.to_binary(array) for array in wanted]
-    return Response(200, head, (body, *chunks), _is_large(chunks))
+def _shapes(inputs: Tensors) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple(sorted((name, array.shape[1:]) for name, array in inputs.items()))
 
 
-def _is_large(chunks: Sequence[bytes | memoryview]) -> bool:
-    return any(type(chunk) is memoryview for chunk in chunks)
+def _left(job: Job) -> None:
+    """The client closed its connection before its answer."""
+    if not job.settled and isinstance(job, _Answer):
+        job.served.stats.cancelled()
+    job.abandon()
 
 
-def _written(
-    served: Served, form: Form, outputs: Outputs
-) -> tuple[bytes, bytes, list[bytes | memoryview]]:
-    listed, chunks = v2.write_outputs(form, outputs, specs=served.outputs)
-    answer = {
-        "model_name": served.name,
-        "model_version": served.version,
-        "parameters": {"variant": served.variant.name},
-        "outputs": listed,
-    }
-    if form.id:
-        answer["id"] = form.id
-    body = msgspec.json.encode(answer)
-    length = len(body) + sum(map(len, chunks))
-    kind = http.JSON
-    header = ""
-    if chunks:
-        kind = http.OCTETS
-        header = f"Inference-Header-Content-Length: {len(body)}\r\n"
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\n{header}Content-Length: {length}\r\n"
-    return head.encode(), body, chunks
-
-
-def kind_of(error: Exception) -> ErrorKind:
-    """How statistics call an error."""
-    if isinstance(error, RequestError):
-        return "request"
-    if isinstance(error, DeadlineMissed):
-        return "deadline"
-    return "engine" if isinstance(error, EngineError) else "internal"
-
-
-def to_response(error: Exception) -> Response:
-    """The answer to a request that failed; one nobody foresaw is logged with an id."""
-    if isinstance(error, Overloaded):
-        headers = [("Retry-After", f"{error.retry_after_s:.0f}")]
-        return http.error(429, error.message, headers=headers)
-    for kind, status in _STATUS.items():
-        if isinstance(error, kind):
-            hint = f"; {error.hint}" if isinstance(error, EdgekitError) and error.hint else ""
-            return http.error(status, f"{error}{hint}")
-    request_id = secrets.token_hex(8)
-    log.error("request failed", exc_info=error, extra={"request_id": request_id})
-    return http.error(500, "internal error; see the log", request_id=request_id)
-
-
-_STATUS: dict[type[Exception], int] = {
-    RequestError: 400,
-    NotServed: 404,
-    DeadlineMissed: 504,
-    EngineError: 500,
-}
+def count(served: Served, error: Exception) -> None:
+    """Count a request that failed before a scheduler took it."""
+    refusal = refusal_of(error)
+    if refusal is not None:
+        served.stats.rejected(refusal)
+    else:
+        served.stats.failed(kind_of(error))

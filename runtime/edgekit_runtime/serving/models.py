@@ -6,128 +6,70 @@ or the new one, and the old one closes after the last request that found it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-from edgekit.bundle import GOLDEN_INPUTS, Bundle
-from edgekit.errors import DataError, EngineError, GoldenMismatch, NotServed, UsageError
-from edgekit.manifest import TensorSpec, Variant, Version
+from edgekit.bundle import Bundle
+from edgekit.errors import EngineError, GoldenMismatch, NotServed, Overloaded, UsageError
+from edgekit.manifest import Version
 from edgekit.messages import ModelFigures
-from edgekit_runtime.engines import ENGINES, Session, Tensors
-from edgekit_runtime.engines.batches import can_batch, iter_batches, run_all
-from edgekit_runtime.probe import ProbeResult, compare, probe
+from edgekit_runtime.compiled import Compiled
+from edgekit_runtime.drift import Drift
 from edgekit_runtime.serving import plan as plans
-from edgekit_runtime.serving.memo import Memo
-from edgekit_runtime.serving.plan import Plan
-from edgekit_runtime.serving.scheduler import Inline, Job, Scheduler, Worker
-from edgekit_runtime.serving.stats import EMPTY, Snapshot, Stats, figures
-from edgekit_runtime.serving.v2 import Prepared
+from edgekit_runtime.serving.keeper import Keeper
+from edgekit_runtime.serving.opener import Measure, Opener, StillCompiling
+from edgekit_runtime.serving.rung import Rung
+from edgekit_runtime.serving.served import Served, make_rungs
+from edgekit_runtime.serving.settings import Settings
+from edgekit_runtime.serving.stats import EMPTY, Snapshot, figures, merged
 
 log = logging.getLogger(__name__)
 
-QUEUE_LIMIT = 64
 Key = tuple[str, str]
-Measure = Callable[..., Plan]
-
-
-class Served:
-    """One version of a model, open and probed.
-
-    Attributes:
-        name: the manifest's; with `version` the model's name on HTTP.
-        digest: of its bundle.
-        variant: the one that runs.
-        skipped: variants before it that cannot run here, each with the reason.
-        engine_version: of the library that runs it.
-        providers: what the engine says it runs on.
-        probe: what the golden inputs gave on this machine.
-        plan: how it is run.
-        verified_by: id of the key that signed it; `None` where it runs `--insecure`.
-        stats: what it did.
-        forms: requests it has seen, by the bytes of their JSON.
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        variant: Variant,
-        session: Session,
-        *,
-        skipped: Mapping[str, str],
-        probed: ProbeResult,
-        plan: Plan,
-        verified_by: str | None,
-        queue_limit: int,
-    ) -> None:
-        self.name = bundle.manifest.name
-        self.version = bundle.manifest.version
-        self.digest = bundle.digest
-        self.variant = variant
-        self.skipped = dict(skipped)
-        self.engine_version = ENGINES.get(variant.engine).version()
-        self.inputs: tuple[TensorSpec, ...] = session.inputs
-        self.outputs: tuple[TensorSpec, ...] = session.outputs
-        self.providers = session.providers
-        self.probe = probed
-        self.plan = plan
-        self.verified_by = verified_by
-        self.stats = Stats()
-        self.forms: Memo[Prepared] = Memo()
-        self._scheduler: Scheduler = (
-            Inline(session, plan, stats=self.stats)
-            if plan.inline
-            else Worker(
-                session,
-                plan,
-                stats=self.stats,
-                name=f"{self.name} {self.version}",
-                queue_limit=queue_limit,
-            )
-        )
-
-    @property
-    def key(self) -> Key:
-        return self.name, self.version
-
-    @property
-    def queue_depth(self) -> int:
-        """Requests that wait now."""
-        return self._scheduler.depth
-
-    def submit(self, job: Job, *, alone: bool = False) -> None:
-        """Run a request; see `Scheduler.submit`."""
-        self._scheduler.submit(job, alone=alone)
-
-    def close(self) -> None:
-        """Take no more requests and close after the last one. Returns at once."""
-        self._scheduler.retire()
-
-    def wait_closed(self, timeout_s: float | None = None) -> bool:
-        """Wait until no file of the bundle is in use any more; whether that is so."""
-        return self._scheduler.wait_closed(timeout_s)
 
 
 class Models:
     """What is served. Safe to use from several threads.
 
     Args:
-        queue_limit: requests that may wait for one model; more are turned away.
+        settings: where models run, how many may wait, what they may hold.
         measure: decides how a session is run (`plan.measure`).
+        compiled: keeps what engines make on this board.
     """
 
-    def __init__(self, *, queue_limit: int = QUEUE_LIMIT, measure: Measure = plans.measure) -> None:
-        self._queue_limit = queue_limit
-        self._measure = measure
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        measure: Measure = plans.measure,
+        compiled: Compiled | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
         self._lock = threading.Lock()
         self._table: Mapping[Key, Served] = {}
         self._latest: Mapping[str, Served] = {}
+        self._kept: dict[str, Served] = {}
         # Also those that were removed, until their last figures were taken.
-        self._counted: dict[Served, Snapshot] = {}
+        self._counted: dict[Served, dict[str, Snapshot]] = {}
+        self._keeper = Keeper(
+            Opener(self.settings, measure=measure, compiled=compiled, count=self._sharing),
+            budget_bytes=self.settings.memory_bytes,
+            held=lambda: list(self._counted),
+        )
+
+    def attach(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """From now on requests are answered on this loop."""
+        self._keeper.attach(loop)
+        if loop is not None:
+            for served in self._table.values():
+                served.scheduler.attach(loop)
 
     def load(self, bundle: Bundle, *, verified_by: str | None) -> Served:
         """Open, probe and measure the first variant that can run here. Nothing is visible yet.
+
+        Its other variants are opened when a request can use them.
 
         Args:
             bundle: an unpacked folder, opened; its files must stay until `Served.wait_closed`.
@@ -136,53 +78,56 @@ class Models:
         Raises:
             EngineError: no variant can run on this machine; the message says why, for each.
             GoldenMismatch: the variant runs, and does not give what it gave at its build.
+            Overloaded: the memory budget has no room for it.
         """
-        variant, session, skipped = _open_first(bundle)
+        rungs = make_rungs(bundle)
+        made: list[Served] = []
         try:
-            probed = probe(bundle, variant, session)
-            samples = bundle.tensors(GOLDEN_INPUTS)
-            sample = next(iter_batches(session.inputs, samples, size=1))
-            may_batch = can_batch(session) and _batches_alike(session, samples, variant)
-            plan = self._measure(session, sample, may_batch=may_batch)
-            served = Served(
-                bundle,
-                variant,
-                session,
-                skipped=skipped,
-                probed=probed,
-                plan=plan,
-                verified_by=verified_by,
-                queue_limit=self._queue_limit,
-            )
-        except BaseException:
-            session.close()
-            raise
+            default = self._open_first(bundle, rungs, made)
+        except Overloaded:
+            if bundle.manifest.name not in self._latest:
+                raise
+            # No room beside the version that serves: it makes room, and its queue holds.
+            default = self._open_instead(bundle, rungs, made)
+        served = Served(
+            bundle,
+            rungs,
+            default,
+            verified_by=verified_by,
+            settings=self.settings,
+            want=self._keeper.want,
+            lost=self._keeper.lost,
+        )
+        made.append(served)
+        opened = default.opened
         log.info(
             "model loaded",
             extra={
                 "model": served.name,
                 "version": served.version,
-                "variant": variant.name,
-                "engine": f"{variant.engine} {served.engine_version}",
-                "providers": ",".join(served.providers),
-                "runs": "inline" if plan.inline else "worker",
-                "max_batch": plan.max_batch,
-                "cost_us": round(plan.cost_us, 1),
+                "variant": default.name,
+                "engine": f"{default.variant.engine} {opened.engine_version}",
+                "providers": ",".join(opened.providers),
+                "runs": opened.plan.place,
+                "max_batch": opened.plan.max_batch,
+                "cost_us": round(opened.plan.cost_us, 1),
             },
         )
         return served
 
-    def activate(self, served: Served, *, replace: bool = False) -> None:
+    def activate(self, served: Served, *, replace: bool = False, keep: bool = False) -> None:
         """Make a loaded model visible.
 
         Args:
-            served: what `load` gave.
+            served: what `load` gave, or what was kept.
             replace: whether it takes the place of every other version of the model, all at once;
                 requests that are in flight there finish.
+            keep: whether what it replaces stays open, so that it can be activated again at once.
 
         Raises:
             UsageError: this name and version is served already.
         """
+        self._keeper.greet(served)
         with self._lock:
             old = self._table.get(served.key)
             if old is not None and not replace:
@@ -190,17 +135,28 @@ class Models:
                     f"{served.name} {served.version} is given twice",
                     hint="give one of the two bundles another version",
                 )
-            keep = {
+            others = {
                 key: model
                 for key, model in self._table.items()
                 if not (replace and key[0] == served.name)
             }
-            retired = [model for key, model in self._table.items() if key not in keep]
-            self._counted.setdefault(served, EMPTY)
-            self._publish({**keep, served.key: served})
+            retired = [model for key, model in self._table.items() if key not in others]
+            self._counted.setdefault(served, {})
+            self._publish({**others, served.key: served})
+            if (kept := self._kept.pop(served.name, None)) is not None:
+                retired.append(kept)
+            if keep and retired and not retired[0].scheduler.is_held:
+                self._kept[served.name] = retired.pop(0)
         for model in retired:
             if model is not served:
-                model.close()
+                model.close(served)
+
+    def release(self, name: str) -> None:
+        """Close the version of a model that was kept when another took its place."""
+        with self._lock:
+            kept = self._kept.pop(name, None)
+        if kept is not None:
+            kept.close()
 
     def discard(self, served: Served) -> None:
         """Close a loaded model that was never made visible."""
@@ -228,6 +184,12 @@ class Models:
             raise NotServed(f"{wanted} is not served here", hint=f"served: {known}")
         return served
 
+    def answers(self, served: Served, version: str | None) -> bool:
+        """Whether this is what `find` gives for its name and such a version."""
+        if version is None:
+            return self._latest.get(served.name) is served
+        return self._table.get((served.name, version)) is served
+
     def versions(self, name: str) -> list[str]:
         """Versions of a model, lowest first."""
         return [served.version for served in self.served() if served.name == name]
@@ -236,30 +198,76 @@ class Models:
         """Everything served, by name and rising version."""
         return sorted(self._table.values(), key=lambda s: (s.name, Version(s.version)))
 
+    def drifts(self) -> list[Drift]:
+        """What each model that serves knows of drift."""
+        return [served.drift for served in self.served() if served.drift is not None]
+
     def figures(self) -> list[ModelFigures]:
-        """What each model did since the last call; models that did nothing are left out."""
+        """What each variant did since the last call; those that did nothing are left out."""
         taken: list[ModelFigures] = []
         with self._lock:
             for served, before in list(self._counted.items()):
                 gone = self._table.get(served.key) is not served and served.wait_closed(0)
-                now = served.stats.snapshot()
-                labels = (served.name, served.version, served.variant.name)
-                delta = figures(now, before, labels=labels)
-                if delta.requests or delta.rejected:
-                    taken.append(delta)
-                    gone = False  # the loop may still be handing out its last answers
-                self._counted[served] = now
+                for variant, now in _parts(served):
+                    labels = (served.name, served.version, variant)
+                    delta = figures(now, before.get(variant, EMPTY), labels=labels)
+                    if delta.requests or delta.rejected:
+                        taken.append(delta)
+                        gone = False  # the loop may still be handing out its last answers
+                    before[variant] = now
                 if gone:
                     del self._counted[served]
         return taken
 
     def close(self) -> None:
         """Close every model after its last request."""
+        self._keeper.close()
         with self._lock:
-            models = list(self._table.values())
+            models = [*self._table.values(), *self._kept.values()]
+            self._kept = {}
             self._publish({})
         for served in models:
             served.close()
+
+    def _sharing(self) -> int:
+        """How many models share the cores, with the one that is being opened."""
+        return len(self._latest) + 1
+
+    def _open_first(self, bundle: Bundle, rungs: list[Rung], made: list[Served]) -> Rung:
+        """Open the first variant, in the manifest's order, that can run here."""
+        by_name = {rung.name: rung for rung in rungs}
+        name = bundle.manifest.name
+        for variant in bundle.manifest.variants:
+            rung = by_name[variant.name]
+            try:
+                rung.put(self._keeper.open(name, bundle, rung, made))
+            except StillCompiling as e:
+                rung.state, rung.reason = "opening", e.message
+                log.info("variant later", extra={"variant": rung.name, "reason": e.message})
+            except GoldenMismatch:
+                raise
+            except (EngineError, UsageError) as e:
+                rung.reason = e.message
+                rung.barred = True
+                log.warning(
+                    "variant cannot run here", extra={"variant": rung.name, "reason": e.message}
+                )
+            else:
+                return rung
+        reasons = "; ".join(f"{rung.name}: {rung.reason}" for rung in rungs)
+        raise EngineError(
+            f"no variant of {name} can run on this machine: {reasons}",
+            hint=f"the bundle is for profile {bundle.manifest.profile.name}",
+        )
+
+    def _open_instead(self, bundle: Bundle, rungs: list[Rung], made: list[Served]) -> Rung:
+        old = self._latest[bundle.manifest.name]
+        self._keeper.drain(old)
+        try:
+            return self._open_first(bundle, rungs, made)
+        except BaseException:
+            self._keeper.on_loop(old.scheduler.resume)
+            raise
 
     def _publish(self, table: Mapping[Key, Served]) -> None:
         latest: dict[str, Served] = {}
@@ -268,44 +276,12 @@ class Models:
         self._table, self._latest = table, latest
 
 
-def _open_first(bundle: Bundle) -> tuple[Variant, Session, dict[str, str]]:
-    skipped: dict[str, str] = {}
-    for variant in bundle.manifest.variants:
-        try:
-            session = open_variant(bundle, variant)
-        except (EngineError, UsageError) as e:
-            skipped[variant.name] = e.message
-            log.warning(
-                "variant cannot run here", extra={"variant": variant.name, "reason": e.message}
-            )
-            continue
-        return variant, session, skipped
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
-    raise EngineError(
-        f"no variant of {bundle.manifest.name} can run on this machine: {reasons}",
-        hint=f"the bundle is for profile {bundle.manifest.profile.name}",
-    )
-
-
-def open_variant(bundle: Bundle, variant: Variant) -> Session:
-    """Open a variant's artefact in its engine, raising `EngineError` where that cannot be."""
-    options: dict[str, Any] = dict(variant.options)
-    return ENGINES.get(variant.engine).open(bundle.artifact(variant), options=options)
-
-
-def _batches_alike(session: Session, samples: Tensors, variant: Variant) -> bool:
-    """Whether samples run together give what they give alone: a dynamic axis need not be a batch.
-
-    A single sample cannot tell, nor can a batch that the engine refuses.
-    """
-    golden = variant.golden
-    atol = golden.reference_atol if golden.atol is None else golden.atol
-    if min(len(array) for array in samples.values()) < 2:
-        return False
-    try:
-        alone = run_all(session, samples, max_batch=1)
-        compare(run_all(session, samples), alone, atol=atol, rtol=golden.rtol or 0.0, what="batch")
-    except (EngineError, DataError, GoldenMismatch) as e:
-        log.warning("requests are not batched", extra={"reason": str(e)})
-        return False
-    return True
+def _parts(served: Served) -> list[tuple[str, Snapshot]]:
+    """What each variant did; the default one is charged with what none did."""
+    parts: list[tuple[str, Snapshot]] = []
+    for rung in served.rungs:
+        snapshot = rung.stats.snapshot()
+        if rung is served.default:
+            snapshot = merged([snapshot, served.stats.snapshot()])
+        parts.append((rung.name, snapshot))
+    return parts

@@ -11,10 +11,20 @@ from typing import Any
 
 from edgekit import __version__
 from edgekit.manifest import TensorSpec
-from edgekit_runtime.serving.models import Models, Served
+from edgekit_runtime.serving.models import Models
+from edgekit_runtime.serving.served import Served
 from edgekit_runtime.serving.stats import Snapshot
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+    "system_shared_memory",
+)
 _PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "litert": "litert_tflite"}
 
 
@@ -61,7 +71,8 @@ def config(served: Served) -> dict[str, Any]:
         "output": [_dims(spec) for spec in served.outputs],
         "parameters": {
             "variant": {"string_value": served.variant.name},
-            "runs": {"string_value": "inline" if served.plan.inline else "worker"},
+            "variants": {"string_value": ",".join(rung.name for rung in served.rungs)},
+            "runs": {"string_value": served.plan.place},
             "batch_limit": {"string_value": str(served.plan.max_batch)},
         },
     }
@@ -69,16 +80,14 @@ def config(served: Served) -> dict[str, Any]:
 
 def statistics(models: Sequence[Served]) -> dict[str, Any]:
     """`/v2/models[/{m}]/stats`."""
-    return {"model_stats": [_stats(served, served.stats.snapshot()) for served in models]}
-
-
-def index(models: Sequence[Served]) -> list[dict[str, str]]:
-    """`/v2/repository/index`."""
-    return [{"name": m.name, "version": m.version, "state": "READY"} for m in models]
+    return {"model_stats": [_stats(served, served.snapshot()) for served in models]}
 
 
 def _stats(served: Served, now: Snapshot) -> dict[str, Any]:
     executions = now.executions
+    cache = served.cache
+    hit = (cache.hits, cache.hit_ns) if cache else (0, 0)
+    miss = (cache.misses, cache.miss_ns) if cache else (0, 0)
     return {
         "name": served.name,
         "version": served.version,
@@ -92,9 +101,10 @@ def _stats(served: Served, now: Snapshot) -> dict[str, Any]:
             "compute_input": _duration(executions, now.stack_ns),
             "compute_infer": _duration(executions, now.run_ns),
             "compute_output": _duration(executions, now.split_ns),
-            "cache_hit": _duration(0, 0),
-            "cache_miss": _duration(0, 0),
+            "cache_hit": _duration(*hit),
+            "cache_miss": _duration(*miss),
             "rejected": _duration(now.rejected, 0),
+            "cancel": _duration(now.cancelled, 0),
         },
         "batch_stats": [
             {

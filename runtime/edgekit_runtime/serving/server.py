@@ -1,27 +1,40 @@
-"""Server: listens on TCP and Unix sockets and serves what `Models` holds."""
+"""Server: listens on TCP and Unix sockets, and for gRPC where asked, for what `Models` holds.
+
+It listens on every address or on none, and only where strangers cannot ask.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import logging
 import os
 import socket
-import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgekit.errors import ServingError, UsageError
+import msgspec
+
+from edgekit.errors import UsageError
+from edgekit_runtime.serving import listen as listening
+from edgekit_runtime.serving.access import Access, Credentials
 from edgekit_runtime.serving.address import Address, Tcp, Unix
 from edgekit_runtime.serving.app import App, Service
+from edgekit_runtime.serving.bell import Bell
 from edgekit_runtime.serving.connection import Connection, Limits
+from edgekit_runtime.serving.handshake import TlsListener
 from edgekit_runtime.serving.models import Models
+from edgekit_runtime.serving.repository import Repository
+from edgekit_runtime.serving.tls import Tls
+
+if TYPE_CHECKING:
+    from edgekit_runtime.serving.grpc.server import GrpcServer
 
 log = logging.getLogger(__name__)
 
-SOCKET_MODE = 0o660
 _SWEEP_S = 1.0
+# Connections that wait to be accepted; the system's own bound (somaxconn) holds too.
+_BACKLOG = 1024
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -40,9 +53,17 @@ class Server:
     Args:
         models: what is served; it may change while the server runs.
         listen: where; at least one address.
-        insecure: allows addresses that other machines can reach, for which there is no
-            authentication yet.
+        grpc: where gRPC is served beside HTTP.
+        bell: socket for programs that share memory.
+        tokens: file of those who may ask from other machines (`tokens`).
+        tls: for every TCP address.
+        insecure: allows addresses where strangers could ask, and tokens without TLS.
         limits: what a client may take.
+        repository: what can be loaded and unloaded while the server runs.
+
+    Raises:
+        UsageError: strangers could ask at an address, or gRPC is not installed.
+        ConfigError: tokens, certificates or keys cannot be read, or others could read them.
     """
 
     def __init__(
@@ -50,36 +71,63 @@ class Server:
         models: Models,
         *,
         listen: Sequence[Address],
+        grpc: Tcp | None = None,
+        bell: Path | None = None,
+        tokens: Path | None = None,
+        tls: Tls | None = None,
         insecure: bool = False,
         limits: Limits | None = None,
+        repository: Repository | None = None,
     ) -> None:
-        for address in listen:
-            if isinstance(address, Tcp) and not address.is_loopback and not insecure:
-                raise UsageError(
-                    f"{address} can be reached by other machines, which nobody would have to prove"
-                    " who they are",
-                    hint="listen on 127.0.0.1 or a Unix socket, or allow it with --insecure",
-                )
         self._models = models
-        self._listen = tuple(listen)
+        self._credentials = Credentials(tokens=tokens, tls=tls, insecure=insecure)
+        self._listen = [self._credentials.access(_with_tls(one, tls)) for one in listen]
         self._limits = limits or Limits()
+        self._repository = repository
+        self._grpc_access = None if grpc is None else self._credentials.access(_with_tls(grpc, tls))
         self._service: Service | None = None
-        self._servers: list[asyncio.Server] = []
+        self._apps: list[App] = []
+        self._servers: list[asyncio.Server | TlsListener] = []
+        self._grpc: GrpcServer | None = None
+        self._bell_path = bell
+        self._bell: Bell | None = None
         self._addresses: list[Address] = []
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | asyncio.Handle | None = None
+        if self._grpc_access is not None:
+            _import_grpc()
 
     @property
     def addresses(self) -> list[Address]:
-        """Where the server listens, with the ports that the system chose."""
+        """Where the server listens for HTTP, with the ports that the system chose."""
         return list(self._addresses)
+
+    @property
+    def grpc_address(self) -> Tcp | None:
+        """Where it listens for gRPC."""
+        return None if self._grpc is None else self._grpc.address
 
     async def start(self) -> None:
         """Listen on every address or on none, raising `ServingError` for the first in the way."""
         loop = asyncio.get_running_loop()
-        self._service = Service(self._models, limits=self._limits, loop=loop)
+        self._models.attach(loop)
+        self._service = service = Service(
+            self._models, limits=self._limits, loop=loop, repository=self._repository
+        )
         try:
-            for address in self._listen:
-                await self._open(address, loop)
+            for access in self._listen:
+                await self._open(access, loop)
+            if self._grpc_access is not None:
+                kind = _import_grpc()
+                self._grpc = kind(service, self._grpc_access, tls=self._credentials.tls)
+                await self._grpc.start()
+            if self._bell_path is not None:
+                self._bell = Bell(
+                    self._bell_path,
+                    models=self._models,
+                    inference=service.inference,
+                    others=lambda: len(service.room.connections),
+                )
+                self._bell.start()
         except BaseException:
             await self.close(timeout_s=0)
             raise
@@ -89,8 +137,8 @@ class Server:
 
     async def close(self, *, timeout_s: float = 10.0) -> None:
         """Take no new connections, finish requests under way, then drop what is left."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         for server in self._servers:
             server.close()
         self._servers = []
@@ -101,70 +149,97 @@ class Server:
         if self._service is None:
             return
         loop = asyncio.get_running_loop()
-        connections = self._service.connections
+        connections = self._service.room.connections
         for connection in list(connections):
             connection.close()
+        bell = self._bell
+        if bell is not None:
+            bell.retire()
         until = loop.time() + timeout_s
-        while connections and loop.time() < until:
+        if self._grpc is not None:
+            await self._grpc.close(timeout_s=timeout_s)
+        while (connections or (bell is not None and bell.callers)) and loop.time() < until:
             await asyncio.sleep(0.01)
         for connection in list(connections):
             connection.abort()
+        if bell is not None:
+            bell.close()
         # `connection_lost` of what was dropped comes in the next turn of the loop.
         await asyncio.sleep(0)
+        await self._service.close()
+        self._models.attach(None)
 
-    async def _open(self, address: Address, loop: asyncio.AbstractEventLoop) -> None:
+    async def _open(self, access: Access, loop: asyncio.AbstractEventLoop) -> None:
         assert self._service is not None
-        service = self._service
+        app = App(self._service, access)
+        address = access.listener
+
+        def connection() -> Connection:
+            return Connection(app, now=loop.time)
+
         try:
             if isinstance(address, Unix):
-                app = App(service, address)
-                _clear(address.path)
-                server = await loop.create_unix_server(
-                    lambda: Connection(app, now=loop.time), str(address.path)
-                )
+                listening.clear(address.path)
+                server = await loop.create_unix_server(connection, str(address.path))
                 self._servers.append(server)
                 self._addresses.append(address)
-                os.chmod(address.path, SOCKET_MODE)
-                return
-            app = App(service, address)
-            server = await loop.create_server(
-                lambda: Connection(app, now=loop.time), address.host, address.port
-            )
+                os.chmod(address.path, listening.SOCKET_MODE)
+            else:
+                ends = await listening.bind(address.host, address.port, backlog=_BACKLOG)
+                port = ends[0].getsockname()[1]
+                for end in ends:
+                    self._servers.append(await self._accept(end, connection))
+                self._addresses.append(msgspec.structs.replace(address, port=port))
         except OSError as e:
-            raise _cannot_listen(address, e) from e
-        self._servers.append(server)
-        port = server.sockets[0].getsockname()[1]
-        self._addresses.append(Tcp(address.host, port))
+            raise listening.cannot_listen(address, e) from e
+        self._apps.append(app)
+
+    async def _accept(
+        self, end: socket.socket, connection: Callable[[], Connection]
+    ) -> asyncio.Server | TlsListener:
+        assert self._service is not None
+        context = self._credentials.context
+        if context is None:
+            loop = asyncio.get_running_loop()
+            return await loop.create_server(connection, sock=end, backlog=_BACKLOG)
+        return TlsListener(
+            end,
+            context=context,
+            make=connection,
+            room=self._service.room,
+            limit_s=self._limits.handshake_s,
+        )
 
     def _sweep(self) -> None:
-        """Now and then look for clients that take too long."""
+        """Now and then look for clients that take too long, and for other tokens and certificates.
+
+        Many connections are looked at in several turns of the loop.
+        """
         assert self._service is not None
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        for connection in list(self._service.connections):
-            connection.check(now)
+        if self._service.room.check_some():
+            self._timer = loop.call_soon(self._sweep)
+            return
+        if self._credentials.refresh():
+            for app in self._apps:
+                app.forget()
         limits = self._limits
         shortest = min(limits.receive_s, limits.idle_s, limits.send_s)
-        self._sweeper = loop.call_later(min(_SWEEP_S, shortest / 2), self._sweep)
+        self._timer = loop.call_later(min(_SWEEP_S, shortest / 2), self._sweep)
 
 
-def _clear(path: Path) -> None:
-    """Remove the socket of a server that is gone; one that answers is in use."""
+def _with_tls(address: Address, tls: Tls | None) -> Address:
+    if tls is None or not isinstance(address, Tcp):
+        return address
+    return msgspec.structs.replace(address, is_tls=True)
+
+
+def _import_grpc() -> type[GrpcServer]:
+    """gRPC's side of the server, which only whoever asks for it needs."""
     try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise OSError(errno.EEXIST, "there is a file that is not a socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(ConnectionRefusedError):
-        probe.connect(str(path))
-        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-    path.unlink(missing_ok=True)
-
-
-def _cannot_listen(address: Address, error: OSError) -> ServingError:
-    if error.errno == errno.EADDRINUSE:
-        return ServingError(
-            f"{address} is in use by another program",
-            hint="stop it, or choose another address with --listen or --unix",
-        )
-    return ServingError(f"cannot listen on {address}: {error.strerror or error}")
+        from edgekit_runtime.serving.grpc.server import GrpcServer
+    except ModuleNotFoundError as e:
+        if e.name is None or e.name.partition(".")[0] not in ("grpc", "google"):
+            raise
+        raise UsageError("gRPC is not installed here", hint="pip install 'edgekit-ml[grpc]'") from e
+    return GrpcServer

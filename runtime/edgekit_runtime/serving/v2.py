@@ -1,142 +1,80 @@
 """Open Inference Protocol v2: an inference request to arrays, and outputs to an answer.
 
 Binary tensors become views of the received bytes and are never copied, unless they lie at an
-address that their datatype may not have. Everything is checked here, so that past this module the
-code trusts its arrays; messages name the tensor.
+address that their datatype may not have. Tensors in shared memory are copied once, into the memory
+that the engine reads, and out of the memory that it wrote. `offer` checks what a request
+says; lengths and regions are checked here, so that past this module the code trusts its arrays.
 
-Source: KServe Open Inference Protocol v2 (REST), with Triton's binary tensor data extension.
+Source: KServe Open Inference Protocol v2 (REST), with Triton's extensions binary tensor data,
+shared memory and classification.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import RequestError
 from edgekit.manifest import TensorSpec
-from edgekit_runtime.engines.tensors import DTYPES, fits
-from edgekit_runtime.serving import data
-from edgekit_runtime.serving.memo import Memo
+from edgekit_runtime.serving import data, offer
+from edgekit_runtime.serving.form import Form, Prepared, Shared, Slot, Wanted
+from edgekit_runtime.serving.offer import Offer
+
+if TYPE_CHECKING:
+    from edgekit_runtime.serving.pictures import Surface
+    from edgekit_runtime.serving.shm import Regions
 
 Arrays = dict[str, NDArray[Any]]
-
-MAX_TIMEOUT_US = 3_600_000_000
-
-
-class Slot(msgspec.Struct, frozen=True):
-    """Where a binary input lies, relative to the end of the JSON."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    offset: int
-    size_bytes: int
+Chunks = list[bytes | memoryview]
+Allocate = Callable[[int], memoryview | None]
 
 
-class Wanted(msgspec.Struct, frozen=True):
-    """An output that the caller asked for."""
+def prepare(
+    raw: bytes,
+    *,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    surface: Surface | None = None,
+    labels: Sequence[str] = (),
+) -> Prepared:
+    """Read and check the JSON of an inference request, raising `RequestError`.
 
-    name: str
-    binary: bool
-
-
-class Form(msgspec.Struct, frozen=True, kw_only=True):
-    """The JSON of a request, checked against a model.
-
-    Attributes:
-        values: inputs whose data stood in the JSON.
-        slots: inputs that follow as binary data, `binary_bytes` in all.
-        rows: samples on axis 0 of every input, 0 where they differ or an input has no axes.
-        shapes: of all inputs without axis 0, equal for requests that may run together.
+    Args:
+        raw: the JSON.
+        inputs: of the model.
+        outputs: of the model.
+        surface: what the model's pipeline takes and gives beside them.
+        labels: names of the classes of the model, in their order.
     """
-
-    id: str
-    values: Mapping[str, NDArray[Any]]
-    slots: tuple[Slot, ...]
-    binary_bytes: int
-    outputs: tuple[Wanted, ...]
-    timeout_us: int | None
-    variant: str | None
-    rows: int
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    checked = offer.read(raw, offered(inputs, outputs, surface=surface, labels=labels))
+    return Prepared(checked, is_plain=_is_plain(checked))
 
 
-class Prepared:
-    """A form, and the beginnings of answers to it, by the shapes of its outputs.
-
-    Attributes:
-        is_plain: all tensors are binary and there is no id, so that the same JSON comes again and
-            its answers differ only in their data.
-    """
-
-    __slots__ = ("answers", "form", "is_plain")
-
-    def __init__(self, form: Form, *, is_plain: bool) -> None:
-        self.form = form
-        self.is_plain = is_plain
-        self.answers: Memo[tuple[bytes, bytes]] = Memo()
+def offered(
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    *,
+    surface: Surface | None = None,
+    labels: Sequence[str] = (),
+) -> Offer:
+    """What a request may say, to a model and to its pipeline."""
+    if surface is None:
+        return Offer(inputs, outputs, labels=labels)
+    return Offer(inputs, outputs, surface.input, surface.takes, surface.gives, labels)
 
 
-def prepare(raw: bytes, *, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Prepared:
-    """Read and check the JSON of an inference request, raising `RequestError`."""
-    form = read_form(raw, inputs=inputs, outputs=outputs)
-    texts = any(spec.datatype == "BYTES" for spec in (*inputs, *outputs))
-    is_binary = not form.values and all(wanted.binary for wanted in form.outputs)
-    return Prepared(form, is_plain=is_binary and not form.id and not texts)
-
-
-def read_form(raw: bytes, *, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Form:
-    """Read and check the JSON of an inference request, raising `RequestError`."""
-    try:
-        request = msgspec.json.decode(raw, type=_Request)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
-        raise RequestError(f"the request is not valid: {e}") from e
-    specs = {spec.name: spec for spec in inputs}
-    values: Arrays = {}
-    slots: list[Slot] = []
-    shapes: dict[str, tuple[int, ...]] = {}
-    offset = 0
-    for tensor in request.inputs:
-        if tensor.name not in specs:
-            raise RequestError(f"there is no input {tensor.name!r}; inputs are {', '.join(specs)}")
-        if tensor.name in shapes:
-            raise RequestError(f"input {tensor.name!r} is given twice")
-        spec = specs[tensor.name]
-        shape = shapes[tensor.name] = _shape(tensor, spec)
-        size = tensor.parameters.binary_data_size
-        if tensor.parameters.shared_memory_region is not None:
-            raise RequestError(f"input {tensor.name!r}: shared memory is not served here")
-        if size is None:
-            if not bytes(tensor.data):
-                raise RequestError(f"input {tensor.name!r} has no data")
-            values[tensor.name] = data.from_json(tensor.data, spec, shape)
-            continue
-        if bytes(tensor.data):
-            raise RequestError(f"input {tensor.name!r} has both data and binary_data_size")
-        slots.append(_slot(spec, shape, offset=offset, size_bytes=size))
-        offset += size
-    if missing := [name for name in specs if name not in shapes]:
-        raise RequestError(f"input {missing[0]!r} is missing")
-    counts = {shape[0] if shape else 0 for shape in shapes.values()}
-    return Form(
-        id=request.id,
-        values=values,
-        slots=tuple(slots),
-        binary_bytes=offset,
-        outputs=_outputs(request, [spec.name for spec in outputs]),
-        timeout_us=request.parameters.timeout or None,
-        variant=request.parameters.variant,
-        rows=counts.pop() if len(counts) == 1 else 0,
-        shapes=tuple((name, shape[1:]) for name, shape in sorted(shapes.items())),
-    )
-
-
-def read_arrays(form: Form, binary: bytes | memoryview, *, offset: int, size_bytes: int) -> Arrays:
+def read_arrays(
+    form: Form,
+    binary: bytes | memoryview,
+    *,
+    offset: int,
+    size_bytes: int,
+    regions: Regions | None = None,
+    allocate: Allocate | None = None,
+) -> Arrays:
     """The inputs of a request.
 
     Args:
@@ -144,6 +82,11 @@ def read_arrays(form: Form, binary: bytes | memoryview, *, offset: int, size_byt
         binary: holds the binary tensors; they are not copied.
         offset: where in `binary` the first of them begins.
         size_bytes: how many bytes came after the JSON.
+        regions: the shared memory that the caller registered; `None` where it may have none.
+        allocate: memory of a size for what is copied; `None`, or its `None`, leaves it to numpy.
+
+    Raises:
+        RequestError: bytes are missing or too many, or a region is not what the request says.
     """
     if size_bytes != form.binary_bytes:
         raise RequestError(
@@ -152,125 +95,109 @@ def read_arrays(form: Form, binary: bytes | memoryview, *, offset: int, size_byt
         )
     arrays = dict(form.values)
     for slot in form.slots:
-        start = offset + slot.offset
-        if slot.dtype == object:
-            raw = memoryview(binary)[start : start + slot.size_bytes]
-            arrays[slot.name] = data.from_strings(raw, slot.shape, name=slot.name)
-            continue
-        array: NDArray[Any] = np.ndarray(slot.shape, slot.dtype, binary, start)
-        arrays[slot.name] = array if array.flags.aligned else array.copy()
+        arrays[slot.name] = array(slot, binary, start=offset + slot.offset)
+    if form.shared:
+        known = _need(regions)
+        known.check_total(form.shared_bytes)
+        for shared in form.shared:
+            arrays[shared.name] = _fetch(shared, known, allocate)
     return arrays
 
 
+def array(slot: Slot, binary: bytes | memoryview, *, start: int) -> NDArray[Any]:
+    """A binary tensor that begins at `start`: a view, unless it must be a copy."""
+    if slot.dtype == object:
+        raw = memoryview(binary)[start : start + slot.size_bytes]
+        return data.from_strings(raw, slot.shape, name=slot.name)
+    found: NDArray[Any] = np.ndarray(slot.shape, slot.dtype, binary, start)
+    return found if found.flags.aligned else found.copy()
+
+
 def write_outputs(
-    form: Form, outputs: Mapping[str, NDArray[Any]], *, specs: Sequence[TensorSpec]
-) -> tuple[list[dict[str, Any]], list[bytes | memoryview]]:
-    """Outputs as the JSON list of an answer, and the binary chunks that follow it."""
+    form: Form, outputs: Mapping[str, NDArray[Any]], *, regions: Regions | None = None
+) -> tuple[list[dict[str, Any]], Chunks]:
+    """Outputs as the JSON list of an answer, and the binary chunks that follow it.
+
+    An output that the request wants in shared memory is put there. Raises `RequestError` where
+    JSON cannot carry one, or its region does not take it.
+    """
     listed: list[dict[str, Any]] = []
-    chunks: list[bytes | memoryview] = []
-    datatypes = {spec.name: spec.datatype for spec in specs}
+    chunks: Chunks = []
     for wanted in form.outputs:
-        array = outputs[wanted.name]
+        found = outputs[wanted.name]
+        if wanted.classes:
+            found = data.classes(found, count=wanted.classes, labels=wanted.labels)
         entry: dict[str, Any] = {
             "name": wanted.name,
-            "datatype": datatypes[wanted.name],
-            "shape": array.shape,
+            "datatype": wanted.datatype,
+            "shape": found.shape,
         }
-        if wanted.binary:
-            chunk = data.to_binary(array)
+        if wanted.place is not None:
+            # As Triton has it: the C++ client takes parameters for the sign of binary data.
+            _put(wanted, found, regions)
+        elif wanted.binary:
+            chunk = data.to_binary(found)
             chunks.append(chunk)
             entry["parameters"] = {"binary_data_size": len(chunk)}
         else:
-            entry["data"] = data.to_json(array, name=wanted.name)
+            entry["data"] = data.to_json(found, name=wanted.name)
         listed.append(entry)
     return listed, chunks
 
 
-def _shape(tensor: _Input, spec: TensorSpec) -> tuple[int, ...]:
-    if tensor.datatype != spec.datatype:
-        raise RequestError(
-            f"input {tensor.name!r} must be {spec.datatype}, it is {tensor.datatype}"
-        )
-    shape = tuple(tensor.shape)
-    if any(size < 1 for size in shape) or not fits(shape, spec):
-        raise RequestError(
-            f"input {tensor.name!r} must have shape {list(spec.shape)}, it has {list(shape)}"
-        )
-    return shape
+def write_data(
+    form: Form, outputs: Mapping[str, NDArray[Any]], *, regions: Regions | None = None
+) -> Chunks:
+    """What follows the JSON of the answer to a plain form, whose beginning is known already.
+
+    Outputs in shared memory are put there. Raises `RequestError` where their region does not take
+    them.
+    """
+    chunks: Chunks = []
+    for wanted in form.outputs:
+        if wanted.place is None:
+            chunks.append(data.to_binary(outputs[wanted.name]))
+        else:
+            _put(wanted, outputs[wanted.name], regions)
+    return chunks
 
 
-def _slot(spec: TensorSpec, shape: tuple[int, ...], *, offset: int, size_bytes: int) -> Slot:
-    dtype = DTYPES[spec.datatype]
-    # A Python integer cannot overflow, whatever the shape claims.
-    wanted = math.prod(shape) * dtype.itemsize
-    if spec.datatype != "BYTES" and size_bytes != wanted:
-        raise RequestError(
-            f"input {spec.name!r} has {size_bytes} bytes, shape {list(shape)} of {spec.datatype}"
-            f" takes {wanted}"
-        )
-    return Slot(spec.name, dtype, shape, offset, size_bytes)
+def _is_plain(checked: Form) -> bool:
+    if checked.id or checked.values or checked.pictures is not None:
+        return False
+    if any(slot.dtype == object for slot in checked.slots):
+        return False
+    return all(
+        (wanted.binary or wanted.place is not None) and wanted.datatype != "BYTES"
+        for wanted in checked.outputs
+    )
 
 
-def _outputs(request: _Request, names: Sequence[str]) -> tuple[Wanted, ...]:
-    default = request.parameters.binary_data_output
-    if not request.outputs:
-        return tuple(Wanted(name, default) for name in names)
-    seen: dict[str, Wanted] = {}
-    for output in request.outputs:
-        if output.name not in names:
-            raise RequestError(
-                f"there is no output {output.name!r}; outputs are {', '.join(names)}"
-            )
-        if output.name in seen:
-            raise RequestError(f"output {output.name!r} is asked for twice")
-        if output.parameters.classification:
-            raise RequestError(f"output {output.name!r}: classification is not served here")
-        if output.parameters.shared_memory_region is not None:
-            raise RequestError(f"output {output.name!r}: shared memory is not served here")
-        binary = output.parameters.binary_data
-        seen[output.name] = Wanted(output.name, default if binary is None else binary)
-    return tuple(seen.values())
+def _need(regions: Regions | None) -> Regions:
+    if regions is None:
+        raise RequestError("shared memory is for programs on this machine, by HTTP or gRPC")
+    return regions
 
 
-# The protocol lets clients add fields and parameters that a server may ignore.
+def _fetch(shared: Shared, regions: Regions, allocate: Allocate | None) -> NDArray[Any]:
+    """An input out of shared memory, as a copy that no client can change any more."""
+    what = f"input {shared.name!r}"
+    if shared.dtype == object:
+        raw = memoryview(bytearray(shared.place.size_bytes))
+        regions.read(shared.place, raw, what=what)
+        return data.from_strings(raw, shared.shape, name=shared.name)
+    memory = None if allocate is None else allocate(shared.place.size_bytes)
+    found: NDArray[Any] = (
+        np.empty(shared.shape, shared.dtype)
+        if memory is None
+        else np.ndarray(shared.shape, shared.dtype, memory)
+    )
+    regions.read(shared.place, found.data, what=what)
+    return found
 
 
-class _InputParameters(msgspec.Struct, frozen=True):
-    binary_data_size: int | None = None
-    shared_memory_region: str | None = None
-
-
-class _Input(msgspec.Struct, frozen=True):
-    name: str
-    datatype: str
-    shape: list[int]
-    parameters: _InputParameters = _InputParameters()
-    data: msgspec.Raw = msgspec.Raw()
-
-
-class _OutputParameters(msgspec.Struct, frozen=True):
-    binary_data: bool | None = None
-    classification: int = 0
-    shared_memory_region: str | None = None
-
-
-class _Output(msgspec.Struct, frozen=True):
-    name: str
-    parameters: _OutputParameters = _OutputParameters()
-
-
-class _Parameters(msgspec.Struct, frozen=True):
-    binary_data_output: bool = False
-    timeout: int | None = None
-    variant: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.timeout is not None and not 0 <= self.timeout <= MAX_TIMEOUT_US:
-            raise ValueError(f"timeout must be 0 to {MAX_TIMEOUT_US} microseconds")
-
-
-class _Request(msgspec.Struct, frozen=True):
-    inputs: list[_Input]
-    id: str = ""
-    parameters: _Parameters = _Parameters()
-    outputs: list[_Output] = []
+def _put(wanted: Wanted, found: NDArray[Any], regions: Regions | None) -> None:
+    """Put an output into shared memory."""
+    assert wanted.place is not None
+    what = f"output {wanted.name!r}"
+    _need(regions).write(wanted.place, data.to_binary(found), what=what)
