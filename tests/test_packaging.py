@@ -20,7 +20,7 @@ from tests import bundles
 
 ROOT = Path(__file__).parent.parent
 BOARD = ROOT / ".venv-board"
-WORKSTATION_ONLY = ("onnx", "yaml", "rich", "PIL", "starlette", "sqlalchemy", "torch")
+WORKSTATION_ONLY = ("onnx", "yaml", "rich", "starlette", "sqlalchemy", "torch")
 
 pytestmark = pytest.mark.system
 

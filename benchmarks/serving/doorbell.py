@@ -5,7 +5,9 @@
 The server is one process, the programs that ask are another; CPU is the server's alone. Each round
 measures in process, then served; the table shows medians over rounds. While the model runs in
 process, a spinning process takes the place of the programs, because cores share caches. `added` is
-the median latency of one request less the median time of one run in process.
+the mean latency of a round's requests less the mean time that the engine took for these very
+requests, so that a machine that becomes slower or faster meanwhile does not count; it is told for
+one request at a time, because others wait for each other.
 
 With one program and nothing else to do, a core sleeps between two requests, and on a virtual
 machine waking it costs the one who wakes it tens of microseconds: `awake` keeps both cores awake by
@@ -25,7 +27,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -68,19 +70,17 @@ async def serve(path: Path, folders: Sequence[Bundle]) -> None:
     sys.stdout.flush()
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        if line.startswith("cpu"):
-            found: Any = time.process_time()
+        name, *numbers = line.split()
+        if not numbers:
+            found = time.process_time(), models.find(name).snapshot().run_ns / 1e9
         else:
-            name, rows, count = line.split()
+            rows, count = map(int, numbers)
             session, sample = direct[name]
-            inputs = {key: np.repeat(array, int(rows), axis=0) for key, array in sample.items()}
-            walls = []
+            inputs = {key: np.repeat(array, rows, axis=0) for key, array in sample.items()}
             start = time.process_time()
-            for _ in range(int(count)):
-                began = time.perf_counter()
+            for _ in range(count):
                 session.run(inputs)
-                walls.append(time.perf_counter() - began)
-            found = time.process_time() - start, median(walls)
+            found = time.process_time() - start, 0.0
         print(json.dumps(found), flush=True)
     await server.close()
 
@@ -150,29 +150,28 @@ def measure(
     name, rows, connections, requests = case
     program = [sys.executable, "-m", "benchmarks.serving.doorbell", "--ask", str(path), name]
     program += [str(rows), str(connections), str(requests)]
-    inside, served, alone_s, latency_s = [], [], [], []
+    inside, served, latency_us, added_us = [], [], [], []
     with ExitStack() as stack:
         if is_awake:
             stack.enter_context(awake())
         for number in range(rounds + 1):
             with busy():
-                cpu, _ = server.ask(f"{name} {rows} {requests}")
-            _, wall = server.ask(f"{name} {rows} {requests // 4}")
-            before = server.ask("cpu")
+                cpu_s, _ = server.ask(f"{name} {rows} {requests}")
+            cpu_before_s, run_before_s = server.ask(name)
             done = subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True)
-            spent = server.ask("cpu") - before
+            cpu_after_s, run_after_s = server.ask(name)
             if number:  # the first is for warming up
-                inside.append(cpu / requests * 1e6)
-                served.append(spent / requests * 1e6)
-                alone_s.append(wall)
-                latency_s.append(json.loads(done.stdout))
+                inside.append(cpu_s / requests * 1e6)
+                served.append((cpu_after_s - cpu_before_s) / requests * 1e6)
+                mean_us, median_us = (latency * 1e6 for latency in json.loads(done.stdout))
+                latency_us.append(median_us)
+                added_us.append(mean_us - (run_after_s - run_before_s) / requests * 1e6)
     return {
         "in_process_us": median(inside),
         "served_us": median(served),
         "ratio": median(s / i for s, i in zip(served, inside, strict=True)),
-        "run_p50_us": median(alone_s) * 1e6,
-        "latency_p50_us": median(latency_s) * 1e6,
-        "added_us": median(a - b for a, b in zip(latency_s, alone_s, strict=True)) * 1e6,
+        "latency_p50_us": median(latency_us),
+        **({"added_us": median(added_us)} if connections == 1 else {}),
     }
 
 
@@ -190,7 +189,7 @@ def main() -> None:
     elif options.ask:
         path, name, rows, connections, requests = options.ask
         latencies = ask(Path(path), name, int(rows), int(connections), int(requests))
-        print(median(latencies))
+        print(json.dumps([fmean(latencies), median(latencies)]))
     else:
         cases = [case for case in CASES if options.model in (None, case[0])]
         compare(cases, rounds=options.rounds, file=options.json)
@@ -215,10 +214,10 @@ def compare(cases: Sequence[tuple[str, int, int, int]], *, rounds: int, file: Pa
                 name, rows, connections, _ = case
                 label = f"{name} rows {rows} c{connections}{' awake' if is_awake else ''}"
                 results[label] = found
+                added = f"{found['added_us']:8.0f} us" if "added_us" in found else ""
                 print(
                     f"{label:28}{found['in_process_us']:10.1f} us{found['served_us']:10.1f} us"
-                    f"{found['ratio']:8.2f}{found['latency_p50_us']:8.0f} us"
-                    f"{found['added_us']:8.0f} us",
+                    f"{found['ratio']:8.2f}{found['latency_p50_us']:8.0f} us{added}",
                     flush=True,
                 )
         server.close()

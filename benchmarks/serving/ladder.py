@@ -86,7 +86,7 @@ def train() -> tuple[dict[str, bytes], NDArray[np.float32], NDArray[np.int64]]:
     def network(widths: Sequence[int], seed: int) -> Layers:
         # Each sees its own draw of the digits, so that their votes differ.
         drawn = np.random.default_rng(seed).integers(0, len(seen), len(seen))
-        model = MLPClassifier(widths, max_iter=30, random_state=seed)
+        model = MLPClassifier(widths, max_iter=20, random_state=seed)
         model.fit(seen[drawn], seen_labels[drawn])
         return list(zip(model.coefs_, model.intercepts_, strict=True))
 
@@ -176,7 +176,7 @@ async def measure(port: int, options: argparse.Namespace, test: Any, labels: Any
     arms: dict[str, dict[str, Any]] = {
         **{name: {"variant": name, **timeout} for name in ("float", "middle", "small")},
         "ladder": timeout,
-        "cascade": {"cascade": 0.9, **timeout},
+        "cascade": {"cascade": 0.5, **timeout},
     }
     drive = Drive(port)
     await drive.connect()
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--quiet", type=float, default=30.0, help="requests per second")
-    parser.add_argument("--burst", type=float, default=400.0, help="requests per second")
+    parser.add_argument("--burst", type=float, default=700.0, help="requests per second")
     parser.add_argument("--deadline-ms", type=float, default=40.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

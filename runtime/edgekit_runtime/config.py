@@ -88,6 +88,9 @@ class ServeSection(Strict, frozen=True, kw_only=True):
         workers: where engines run; "auto" chooses by what a model's calls cost.
         queue_limit: requests that may wait for one model; more are answered 429.
         memory_mb: for all models together; 0 sets no limit.
+        worker_mb: for one worker process; one that holds more is ended and begun anew; 0 sets no
+            limit.
+        run_limit_s: a run that takes longer is given up, and its worker with it.
         cache_mb: for answers to requests that come again; 0 keeps none.
         ladder: whether a faster variant may answer where the most accurate one would come too late.
         cascade: confidence below which a small variant's answer is asked again of the most accurate
@@ -104,6 +107,8 @@ class ServeSection(Strict, frozen=True, kw_only=True):
     workers: Workers = "auto"
     queue_limit: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 64
     memory_mb: Megabytes = 0
+    worker_mb: Megabytes = 0
+    run_limit_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 30.0
     cache_mb: Megabytes = 0
     ladder: bool = True
     cascade: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
@@ -116,6 +121,8 @@ class ServeSection(Strict, frozen=True, kw_only=True):
             workers=self.workers,
             queue_limit=self.queue_limit,
             memory_bytes=self.memory_mb << 20,
+            worker_bytes=self.worker_mb << 20,
+            run_limit_s=self.run_limit_s,
             cache_bytes=self.cache_mb << 20,
             ladder=self.ladder,
             cascade=self.cascade,

@@ -51,6 +51,10 @@ class Serving(Protocol[S]):
         """Make it visible, in place of another version of the same model, which may be kept."""
         ...
 
+    def keeps(self, served: S) -> bool:
+        """Whether it was kept, and has not been closed since."""
+        ...
+
     def release(self, name: str) -> None:
         """Close the version of a model that was kept."""
         ...
@@ -136,7 +140,10 @@ class Live(Generic[S]):
     def kept(self, model: str, folder: Path) -> Loaded[S] | None:
         """The version in this slot, where it is still open beside the one that serves."""
         kept = self._kept.get(model)
-        return kept if kept is not None and kept.active.folder == folder else None
+        if kept is None or kept.active.folder != folder:
+            return None
+        # It may have given its memory to the new one, or others may have changed what serves.
+        return kept if self._serving.keeps(kept.served) else None
 
     def discard(self, loaded: Loaded[S]) -> None:
         """Close a loaded version that is not going to serve."""

@@ -56,6 +56,14 @@ _SIZE = click.IntRange(0, 1 << 20)
 @click.option(
     "--memory-mb", type=_SIZE, default=0, help="For all open models together; 0 is no limit."
 )
+@click.option("--worker-mb", type=_SIZE, default=0, help="For one worker process; 0 is no limit.")
+@click.option(
+    "--run-limit-s",
+    type=click.FloatRange(0, 3600, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="A run that takes longer is given up, and its worker with it.",
+)
 @click.option(
     "--cache-mb", type=_SIZE, default=0, help="For answers of each model that come again; 0 is off."
 )
@@ -185,6 +193,8 @@ def _settings(options: dict[str, Any]) -> Settings:
         workers=options["workers"],
         queue_limit=options["queue_limit"],
         memory_bytes=options["memory_mb"] << 20,
+        worker_bytes=options["worker_mb"] << 20,
+        run_limit_s=options["run_limit_s"],
         cache_bytes=options["cache_mb"] << 20,
         ladder=options["ladder"],
         cascade=options["cascade"],

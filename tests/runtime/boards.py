@@ -64,6 +64,9 @@ class Shelf:
         self.kept = before if keep and before is not served else None
         self.visible[MODEL] = served
 
+    def keeps(self, served: Opened) -> bool:
+        return self.kept is served
+
     def release(self, name: str) -> None:
         assert name == MODEL
         self.kept = None

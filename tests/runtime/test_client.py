@@ -11,12 +11,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.errors import (
     DeadlineMissed,
@@ -27,6 +28,7 @@ from edgekit.errors import (
     ServingError,
     Unavailable,
     UsageError,
+    WorkerLost,
 )
 from edgekit_runtime.client import AnsweredBy, Changed, Client, Gone, Slot
 from edgekit_runtime.client.look import LONGEST_REST, Look
@@ -80,8 +82,8 @@ def test_a_program_gets_what_the_engine_gives(tmp_path: Path, place: Place, rows
 
 
 @pytest.mark.parametrize("workers", ["loop", "thread", "process"])
-def test_tensors_of_every_kind_come_back_from_every_worker(tmp_path: Path, workers: str) -> None:
-    models = Models(Settings(workers=workers))  # type: ignore[arg-type] - parametrised
+def test_tensors_of_every_kind_come_back_from_every_worker(tmp_path: Path, workers: Place) -> None:
+    models = Models(Settings(workers=workers))
     models.activate(models.load(several.mixed(tmp_path), verified_by="a key"))
     models.activate(models.load(several.scalars(tmp_path), verified_by="a key"))
     a, b = np.ones((2, 4), np.float32), np.array([[1, 2], [3, 4]], np.int32)
@@ -147,10 +149,10 @@ def test_a_slot_is_for_one_request_at_a_time(bell: Path) -> None:
     ],
 )
 def test_a_model_that_cannot_be_opened_says_why(
-    bell: Path, options: dict[str, object], error: type[Exception], message: str
+    bell: Path, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with Client(bell) as client, pytest.raises(error, match=message):
-        client.open(**{"name": "tiny", **options})  # type: ignore[arg-type] - wrong on purpose
+        client.open(**{"name": "tiny", **options})
 
 
 def test_a_variant_that_the_model_does_not_have_is_refused(bell: Path) -> None:
@@ -169,7 +171,7 @@ def test_a_pinned_variant_answers(tmp_path: Path) -> None:
         outputs = model.run()
 
     assert np.allclose(outputs["y"], expected, atol=1e-5)
-    assert model.answered_by.variant == "other"
+    assert model.answered_by == AnsweredBy("1.0.0", "other")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,7 @@ def test_a_new_version_answers_the_next_request(tmp_path: Path, place: Place) ->
 
     assert not np.allclose(before, after)
     assert np.allclose(after, bundles.directly(bundles.mlp(seed=5), inputs), atol=1e-5)
-    assert model.answered_by.version == "2.0.0"
+    assert model.answered_by == AnsweredBy("2.0.0", "float")
 
 
 def test_a_new_version_with_other_tensors_is_to_be_opened_again(tmp_path: Path) -> None:
@@ -283,13 +285,17 @@ def test_a_server_that_ended_is_gone_until_it_is_back(tmp_path: Path) -> None:
             assert client.infer("tiny", {"x": bundles.samples(1)})["y"].shape == (1, 4)
 
 
+def x_to_y(*shape: int) -> tuple[list[several.Named], list[several.Named]]:
+    """Input `x` and output `y`, both FP32 of this shape."""
+    return [("x", "FP32", shape)], [("y", "FP32", shape)]
+
+
 def resizable(folder: Path) -> Models:
     """Input `x` [n, m], output `y` of the same shape."""
     models = Models(measure=inline)
     golden = {"x": np.ones((several.ROWS, 5), np.float32)}
     nodes = [helper.make_node("Relu", ["x"], ["y"])]
-    tensor = ("FP32", (-1, -1))
-    bundle = several.write(folder, "any", nodes, [], [("x", *tensor)], [("y", *tensor)], golden)
+    bundle = several.write(folder, "any", nodes, [], *x_to_y(-1, -1), golden)
     models.activate(models.load(bundle, verified_by="a key"))
     return models
 
@@ -444,8 +450,7 @@ def test_an_engine_that_refuses_is_quoted(tmp_path: Path) -> None:
         helper.make_node("Cast", ["x"], ["at"], to=7),
         helper.make_node("GatherElements", ["x", "at"], ["y"], axis=1),
     ]
-    tensor = ("FP32", (-1, 4))
-    bundle = several.write(tmp_path, "pick", nodes, [], [("x", *tensor)], [("y", *tensor)], golden)
+    bundle = several.write(tmp_path, "pick", nodes, [], *x_to_y(-1, 4), golden)
     models.activate(models.load(bundle, verified_by="a key"))
 
     with ringing(models, tmp_path / "bell"), Client(tmp_path / "bell") as client:
@@ -457,6 +462,41 @@ def test_an_engine_that_refuses_is_quoted(tmp_path: Path) -> None:
         assert model.run()["y"].tolist() == [[2] * 4]
 
         assert models.find("pick").snapshot().errors == {"engine": 1}
+
+
+def test_a_slot_is_not_used_again_while_a_hung_engine_may_write_into_it(tmp_path: Path) -> None:
+    models = Models(Settings(run_limit_s=0.02, workers="thread"), measure=worker)
+    turns = numpy_helper.from_array(np.array(60_000, np.int64), "turns")
+    truth = numpy_helper.from_array(np.array(True), "truth")
+    half = numpy_helper.from_array(np.array([0.5], np.float32), "half")
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["on"], ["still_on"]),
+            helper.make_node("Mul", ["x_in", "half"], ["x_out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x_in", TensorProto.FLOAT, ["n", 4]),
+        ],
+        [
+            helper.make_tensor_value_info("still_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x_out", TensorProto.FLOAT, ["n", 4]),
+        ],
+    )
+    nodes = [helper.make_node("Loop", ["turns", "truth", "x"], ["y"], body=body)]
+    golden = {"x": np.ones((several.ROWS, 4), np.float32)}
+    constants = [turns, truth, half]
+    bundle = several.write(tmp_path, "slow", nodes, constants, *x_to_y(-1, 4), golden)
+    models.activate(models.load(bundle, verified_by="a key"))
+
+    with ringing(models, tmp_path / "bell"), Client(tmp_path / "bell") as client:
+        model = client.open("slow")
+        with pytest.raises(WorkerLost, match="hung"):
+            model.run()
+        with pytest.raises(Unavailable, match="may still write"):
+            model.run()
 
 
 def test_what_programs_ask_is_counted(tmp_path: Path) -> None:
@@ -498,3 +538,12 @@ def test_a_program_looks_less_often_while_it_is_in_vain(comes: list[bool]) -> No
 
 def test_a_program_that_may_not_look_never_does() -> None:
     assert not Look(0).is_due()
+
+
+def test_the_client_imports_no_engine_and_no_server() -> None:
+    code = "import sys, edgekit_runtime.client; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE)
+    imported = set(run.stdout.decode().split())
+
+    assert "edgekit_runtime.client" in imported
+    assert not imported & {"onnxruntime", "asyncio", "uvloop", "edgekit_runtime.serving"}

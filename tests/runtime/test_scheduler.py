@@ -264,7 +264,8 @@ def test_a_deadline_chooses_the_most_accurate_variant_that_meets_it(tmp_path: Pa
         gates.open()
         until(lambda: models.find("tiny").rungs[1].state == "ready")
         # What the plan says counts until runs have shown otherwise.
-        models.find("tiny").rungs[0].pace = 1.0
+        rung = models.find("tiny").rungs[0]
+        rung.pace, rung.spread = 1.0, 0.0
 
         assert _variant_of(wire.ask(infer(SAMPLES[:1], parameters=fast))) == "small"
         assert _variant_of(wire.ask(infer(SAMPLES[:1], parameters=slow))) == "float"

@@ -1,4 +1,4 @@
-"""The rules of serving: who comes first, which variant answers, who gives memory back, who rests."""
+"""The rules of serving: who comes first, which variant answers, who makes room, who rests."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgekit_runtime.serving.address import Address, Tcp, Unix, parse
-from tests.runtime.served import HOST, Wire, get
+from tests.runtime.served import HOST, Answer, Wire, get
 from tests.system.daemons import wait_for
 
 # How long requests under way, workers and threads may take to end.
@@ -57,6 +57,11 @@ class EdgeRun:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
+    def ask(self, request: bytes) -> Answer:
+        """Over a connection of its own."""
+        with Wire(self) as wire:
+            return wire.ask(request)
+
     def children(self) -> list[int]:
         """Its child processes, of all of its threads."""
         tasks = Path(f"/proc/{self.pid}/task")
@@ -69,18 +74,17 @@ class EdgeRun:
         found: Counter[str] = Counter()
         for link in (folder / "fd").iterdir():
             with suppress(FileNotFoundError):  # closed while we looked
-                found[re.sub(r"[0-9]+", "N", os.readlink(link))] += 1
+                found[_kind(os.readlink(link))] += 1
         with (folder / "maps").open() as maps:
-            names = {line.split(maxsplit=4)[4] for line in maps if re.search("memfd|/dev/shm", line)}
-        found["mapped"] = len(names)
+            shared = [line for line in maps if re.search("memfd|/dev/shm", line)]
+        found["mapped"] = len({line.split(maxsplit=4)[4] for line in shared})
         found["threads"] = len(list((folder / "task").iterdir()))
         found["children"] = len(self.children())
         return found
 
     def metric(self, name: str, *labels: str) -> float:
         """The sum of a metric's samples that have these labels, written `name="value"`."""
-        with Wire(self) as wire:
-            page = wire.ask(get("/metrics")).body.decode()
+        page = self.ask(get("/metrics")).body.decode()
         lines = [line for line in page.splitlines() if re.match(rf"{name}[{{ ]", line)]
         return sum(
             float(line.rsplit(" ", 1)[1]) for line in lines if all(one in line for one in labels)
@@ -105,6 +109,13 @@ class EdgeRun:
         """Send a signal; the code that it ends with."""
         self._process.send_signal(number)
         return self._process.wait(END_S)
+
+
+def _kind(link: str) -> str:
+    """Of a descriptor, by what it stands for: `socket`, `memfd:edgekit`, `file`."""
+    if link.startswith("/") and not link.startswith(("/memfd:", "/dev/shm/")):
+        return "file"
+    return re.sub(r":?\[[0-9]+\]", "", link)
 
 
 def _address(text: str) -> Address:

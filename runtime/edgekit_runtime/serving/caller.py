@@ -11,7 +11,6 @@ import logging
 import os
 import secrets
 import socket
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -64,7 +63,6 @@ class Caller:
         self._max_bytes = max_bytes
         self._closed = closed
         self._loop = asyncio.get_running_loop()
-        self.lock = threading.Lock()
         self._is_open = True
         self._is_retired = False
         self._hello = doorbell.Hello(model="")
@@ -83,10 +81,9 @@ class Caller:
         """Drop its requests, its memory and its socket."""
         if not self._is_open:
             return
+        self._is_open = False
         self._loop.remove_reader(self._end)
-        with self.lock:
-            self._is_open = False
-            self._end.close()
+        self._end.close()
         for slot in self._slots:
             slot.drop()
         self._slots = ()
@@ -114,19 +111,6 @@ class Caller:
             # It is gone, or does not read its answers: its socket takes no more of them.
             self.close()
             return
-        self.sent()
-
-    def send_here(self, packet: bytes) -> bool:
-        """Send an answer from any thread that holds the lock; whether that is done with."""
-        if self._is_open:
-            try:
-                self._end.send(packet)
-            except OSError:
-                return False
-        return True
-
-    def sent(self) -> None:
-        """An answer was sent by `send_here`; on the loop."""
         if self._is_retired:
             self.retire()
 

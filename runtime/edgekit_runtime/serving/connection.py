@@ -18,8 +18,6 @@ from edgekit_runtime.serving.http import Head, HttpError, Response
 
 if TYPE_CHECKING:
     from edgekit_runtime.serving.lane import Lane
-
-if TYPE_CHECKING:
     from edgekit_runtime.serving.room import Room
 
 # Any datatype may lie at a multiple of this, and malloc returns nothing else.

@@ -29,7 +29,7 @@ def from_json(raw: msgspec.Raw, spec: TensorSpec, shape: Sequence[int]) -> NDArr
         )
     try:
         values = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, RecursionError) as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise _no_list(spec) from e
     return from_values(values, spec, shape)
 

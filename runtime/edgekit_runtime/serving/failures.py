@@ -29,13 +29,13 @@ HTTP_STATUS: dict[type[Exception], int] = {
 
 def kind_of(error: Exception) -> ErrorKind:
     """How statistics call an error."""
-    if isinstance(error, RequestError):
+    if isinstance(error, RequestError | NotServed | AccessDenied):
         return "request"
     if isinstance(error, DeadlineMissed):
         return "deadline"
     if isinstance(error, WorkerLost):
         return "lost"
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | Overloaded):
         return "unavailable"
     return "engine" if isinstance(error, EngineError) else "internal"
 

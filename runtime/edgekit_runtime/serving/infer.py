@@ -183,8 +183,12 @@ class Inference:
         def work() -> pictures.Prepared:
             return pictures.prepare_inputs(manifest, arrays)
 
+        gone: list[bool] = []
+
         def done(result: pictures.Prepared | Exception) -> None:
-            if isinstance(result, Exception):
+            if gone:
+                served.stats.cancelled()
+            elif isinstance(result, Exception):
                 self.refused(call, served, result)
             else:
                 self._submit(call, result.tensors, result.frames)
@@ -194,6 +198,7 @@ class Inference:
                 self._submit(call, arrays, pictures.frames_of(manifest, arrays))
             else:
                 self.preparation.submit(work, done)
+                call.waits(lambda: gone.append(True))
         except EdgekitError as e:
             self.refused(call, served, e)
 
@@ -267,7 +272,7 @@ class _Answer(Job):
     def _respond(self, outputs: Outputs, rung: Rung) -> None:
         try:
             self.call.answer(self.served, rung, outputs)
-        except EdgekitError as e:
+        except Exception as e:  # noqa: BLE001 - the client must not wait for ever
             count(self.served, e)
             self._fail(e)
         else:

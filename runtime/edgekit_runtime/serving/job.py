@@ -122,7 +122,12 @@ class Job(ABC):
             self.timer.cancel()
 
     def limit(self, loop: asyncio.AbstractEventLoop, late: Callable[[Job], None]) -> None:
-        """Let the job expire at its deadline; `late` is told where nothing at all was answered."""
+        """Let the job expire at its deadline; `late` is told where nothing at all was answered.
+
+        Who takes a job over from another scheduler sets it again, and is told instead.
+        """
+        if self.timer is not None:
+            self.timer.cancel()
         if self.deadline_ns is not None and not self.settled:
             left_s = (self.deadline_ns - time.perf_counter_ns()) / 1e9
             self.timer = loop.call_later(max(0.0, left_s), self._expire, late)

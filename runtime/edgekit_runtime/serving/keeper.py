@@ -17,7 +17,13 @@ from itertools import count
 from typing import TypeVar
 
 from edgekit.bundle import Bundle
-from edgekit.errors import EdgekitError, EngineError, GoldenMismatch, IntegrityError
+from edgekit.errors import (
+    EdgekitError,
+    EngineError,
+    GoldenMismatch,
+    IntegrityError,
+    Overloaded,
+)
 from edgekit_runtime.serving import budget
 from edgekit_runtime.serving.budget import Holding
 from edgekit_runtime.serving.opener import Opener, StillCompiling
@@ -206,6 +212,9 @@ class Keeper:
                 opened = self.open(served.name, bundle, rung, [served])
         except EdgekitError as e:
             failure = e
+        except Exception as e:  # what waits for it must hear of it; the log has the traceback
+            log.exception("opening failed", extra={"model": served.name, "variant": rung.name})
+            failure = EngineError(f"{type(e).__name__}: {e}", hint="see the log")
         self.on_loop(lambda: _settle(served, rung, opened, failure))
         if failure is not None and rung.state == "lost":
             self._schedule(rung.breaker.retry_at, served, rung)
@@ -243,14 +252,20 @@ def _settle(
     rung.asked = False
     if served.scheduler.is_retired:
         if opened is not None:
+            # Told of the loop first, it closes without waiting here for its process to end.
+            opened.runner.attach(asyncio.get_running_loop())
             opened.runner.close()
         return
     facts = {"model": served.name, "variant": rung.name}
     if opened is not None:
         rung.put(opened)
+        served.promote(rung)
         log.info("variant open", extra=facts)
     elif isinstance(failure, StillCompiling):
-        rung.state, rung.reason = "opening", failure.message
+        rung.state, rung.reason = "compiling", failure.message
+    elif isinstance(failure, Overloaded):
+        # It is not its fault: who asks next may find room.
+        rung.state, rung.reason = "closed", failure.message
     else:
         assert failure is not None
         rung.reason = failure.message

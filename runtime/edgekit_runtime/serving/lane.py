@@ -179,7 +179,10 @@ class _LaneJob(Job):
             lane.inference.fail(lane.call(self.connection), outcome)
         else:
             assert rung is not None
-            lane.answer(self, outcome, rung)
+            try:
+                lane.answer(self, outcome, rung)
+            except Exception as e:  # noqa: BLE001 - the client must not wait for ever
+                lane.inference.refused(lane.call(self.connection), lane.served, e)
 
     def moved(self, served: Served) -> None:
         self.lane = self.lane.to(served)

@@ -53,6 +53,9 @@ class Models:
         self._kept: dict[str, Served] = {}
         # Also those that were removed, until their last figures were taken.
         self._counted: dict[Served, dict[str, Snapshot]] = {}
+        # What those did that were forgotten before anybody took figures.
+        self._gone: dict[tuple[str, str, str], Snapshot] = {}
+        self._are_read = False
         self._keeper = Keeper(
             Opener(self.settings, measure=measure, compiled=compiled, count=self._sharing),
             budget_bytes=self.settings.memory_bytes,
@@ -77,6 +80,7 @@ class Models:
 
         Raises:
             EngineError: no variant can run on this machine; the message says why, for each.
+            ManifestError: its pipeline does not fit its model, or its drift reference is not valid.
             GoldenMismatch: the variant runs, and does not give what it gave at its build.
             Overloaded: the memory budget has no room for it.
         """
@@ -89,16 +93,23 @@ class Models:
                 raise
             # No room beside the version that serves: it makes room, and its queue holds.
             default = self._open_instead(bundle, rungs, made)
-        served = Served(
-            bundle,
-            rungs,
-            default,
-            verified_by=verified_by,
-            settings=self.settings,
-            want=self._keeper.want,
-            lost=self._keeper.lost,
-        )
+        try:
+            served = Served(
+                bundle,
+                rungs,
+                default,
+                verified_by=verified_by,
+                settings=self.settings,
+                want=self._keeper.want,
+                lost=self._keeper.lost,
+            )
+        except BaseException:
+            default.opened.runner.close()
+            self._go_on(bundle.manifest.name)
+            raise
         made.append(served)
+        with self._lock:
+            self._counted[served] = {}
         opened = default.opened
         log.info(
             "model loaded",
@@ -141,6 +152,7 @@ class Models:
                 if not (replace and key[0] == served.name)
             }
             retired = [model for key, model in self._table.items() if key not in others]
+            self._forget()
             self._counted.setdefault(served, {})
             self._publish({**others, served.key: served})
             if (kept := self._kept.pop(served.name, None)) is not None:
@@ -151,6 +163,10 @@ class Models:
             if model is not served:
                 model.close(served)
 
+    def keeps(self, served: Served) -> bool:
+        """Whether it was kept when another took its place, and can be activated again."""
+        return self._kept.get(served.name) is served
+
     def release(self, name: str) -> None:
         """Close the version of a model that was kept when another took its place."""
         with self._lock:
@@ -159,8 +175,9 @@ class Models:
             kept.close()
 
     def discard(self, served: Served) -> None:
-        """Close a loaded model that was never made visible."""
+        """Close a loaded model that was never made visible; what made room for it goes on."""
         served.close()
+        self._go_on(served.name)
 
     def remove(self, name: str, version: str) -> Served:
         """Serve this model no more and close it after its last request.
@@ -206,8 +223,14 @@ class Models:
         """What each variant did since the last call; those that did nothing are left out."""
         taken: list[ModelFigures] = []
         with self._lock:
+            self._are_read = True
+            for labels, whole in self._gone.items():
+                delta = figures(whole, EMPTY, labels=labels)
+                if delta.requests or delta.rejected:
+                    taken.append(delta)
+            self._gone = {}
             for served, before in list(self._counted.items()):
-                gone = self._table.get(served.key) is not served and served.wait_closed(0)
+                gone = self._is_gone(served)
                 for variant, now in _parts(served):
                     labels = (served.name, served.version, variant)
                     delta = figures(now, before.get(variant, EMPTY), labels=labels)
@@ -229,6 +252,25 @@ class Models:
         for served in models:
             served.close()
 
+    def _is_gone(self, served: Served) -> bool:
+        return self._table.get(served.key) is not served and served.wait_closed(0)
+
+    def _forget(self) -> None:
+        """Keep of models that were removed their figures alone, where nobody has taken any yet."""
+        if self._are_read:
+            return
+        for served in [one for one in self._counted if self._is_gone(one)]:
+            del self._counted[served]
+            for variant, whole in _parts(served):
+                labels = (served.name, served.version, variant)
+                self._gone[labels] = merged([self._gone.get(labels, EMPTY), whole])
+
+    def _go_on(self, name: str) -> None:
+        """Let a version answer again that made room for one that is not going to serve."""
+        held = self._latest.get(name)
+        if held is not None and held.scheduler.is_held:
+            self._keeper.on_loop(held.scheduler.resume)
+
     def _sharing(self) -> int:
         """How many models share the cores, with the one that is being opened."""
         return len(self._latest) + 1
@@ -242,7 +284,7 @@ class Models:
             try:
                 rung.put(self._keeper.open(name, bundle, rung, made))
             except StillCompiling as e:
-                rung.state, rung.reason = "opening", e.message
+                rung.state, rung.reason = "compiling", e.message
                 log.info("variant later", extra={"variant": rung.name, "reason": e.message})
             except GoldenMismatch:
                 raise
@@ -266,7 +308,7 @@ class Models:
         try:
             return self._open_first(bundle, rungs, made)
         except BaseException:
-            self._keeper.on_loop(old.scheduler.resume)
+            self._go_on(old.name)
             raise
 
     def _publish(self, table: Mapping[Key, Served]) -> None:

@@ -5,14 +5,12 @@ answer would write into memory that the program uses for its next request, so a 
 deadline, or one that a second variant may be asked for, is run on the engine's own outputs, which
 are copied when it is answered.
 
-Going through the queue and back takes a tenth of a millisecond, most of it until a thread is awake
-and has its code in the cache. So a request that finds nothing before it goes past the queue, and
-the thread that ran it answers the program before it tells the event loop.
+To make a job of a request, to queue it and to hand it out takes longer than a run of microseconds,
+so a request that finds nothing before it goes past the queue.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,19 +39,7 @@ LEARN_EACH_NS = 1_000_000
 
 
 class Reply(Protocol):
-    """Takes answers to a program, and hears of the version that gives them.
-
-    Attributes:
-        lock: held while another thread answers, or the socket is closed.
-    """
-
-    lock: threading.Lock
-
-    def send_here(self, packet: bytes) -> bool:
-        """Send from any thread that holds the lock; whether that is done with."""
-
-    def sent(self) -> None:
-        """An answer was sent by `send_here`; on the loop."""
+    """Takes answers to a program, and hears of the version that gives them."""
 
     def adopt(self, served: Served) -> None:
         """Let this version answer, raising `Changed` where its tensors lie elsewhere."""
@@ -64,14 +50,9 @@ class Reply(Protocol):
 
 
 class Ring(Job):
-    """A job that answers a program. What it asks can change at any time, so nothing is kept.
+    """A job that answers a program. What it asks can change at any time, so nothing is kept."""
 
-    Attributes:
-        rung: the variant that runs it, where that is known before.
-        packet: what answers it then, if its outputs are where they belong.
-    """
-
-    __slots__ = ("_is_told", "packet", "rung", "served", "slot")
+    __slots__ = ("served", "slot")
 
     may_keep = False
 
@@ -79,34 +60,13 @@ class Ring(Job):
         Job.__init__(self, inputs, rows=slot.rows, key=slot.key, cascade=served.cascade, **options)
         self.slot = slot
         self.served = served
-        self.rung: Rung | None = None
-        self.packet = b""
-        self._is_told = False
-
-    @property
-    def is_told(self) -> bool:
-        """Whether the thread that ran it has answered it."""
-        with self.slot.reply.lock:
-            return self._is_told
 
     def run(self, session: Session) -> Outputs:
         slot = self.slot
         is_final = self.deadline_ns is None and self.cascade is None
         if not is_final or self.inputs is not slot.inputs:
             return session.run(self.inputs)
-        start_ns = time.perf_counter_ns()
-        outputs = slot.run(session)
-        if self.rung is not None and outputs is slot.outputs:
-            run_ns = time.perf_counter_ns() - start_ns
-            slot.watch(self.served.drift, self.rung, self.inputs, outputs, run_ns=run_ns)
-            self._tell()
-        return outputs
-
-    def _tell(self) -> None:
-        with self.slot.reply.lock:
-            # Who settles it meanwhile, on the loop, looks at `is_told` before he answers.
-            if not self.settled:
-                self._is_told = self.slot.reply.send_here(self.packet)
+        return slot.run(session)
 
     def moved(self, served: Served) -> None:
         self.slot.reply.adopt(served)
@@ -130,7 +90,6 @@ class Slot:
         inputs: in shared memory.
         outputs: in shared memory.
         rows: samples on axis 0 of every input, 0 where they differ.
-        reply: as above.
         key: as a request over HTTP has it, so that they run together.
     """
 
@@ -155,8 +114,6 @@ class Slot:
         self._timeout_us = 0
         self._session: Session | None = None
         self._bound: Callable[[], None] | None = None
-        self._usual = b""
-        self._usual_by = ("", "")
         self._learn_at_ns = 0
         # Set while the engine may write into the slot, by whichever thread runs it.
         self._is_written = False
@@ -169,7 +126,7 @@ class Slot:
 
     def ask(self, priority: int, timeout_us: int) -> None:
         """A request was rung for; `make` makes it. Raises `RequestError` or `Unavailable`."""
-        if self._job is not None and not self._job.is_told:
+        if self._job is not None:
             raise RequestError(
                 f"slot {self._number} waits for its answer already", hint="open more slots"
             )
@@ -217,9 +174,7 @@ class Slot:
         if not isinstance(runner, LoopRunner):
             if timeout_us:
                 return False
-            job = self.make(served)
-            job.rung, job.packet = rung, self._packet(served, rung)
-            served.scheduler.run_now(job, rung)
+            served.scheduler.run_now(self.make(served), rung)
             return True
         start_ns = time.perf_counter_ns()
         try:
@@ -238,11 +193,8 @@ class Slot:
             rung.learn(rows=rows, took_us=run_ns / 1000)
             self._learn_at_ns = start_ns + LEARN_EACH_NS
         if served.drift is not None:
-            self.watch(served.drift, rung, self.inputs, outputs, run_ns=run_ns)
-        if outputs is self.outputs:
-            self.reply.send(self._packet(served, rung))
-        else:
-            self._answer(served, rung, outputs)
+            self._watch(served.drift, rung, self.inputs, outputs, run_ns=run_ns)
+        self._answer(served, rung, outputs)
         return True
 
     def withdraw(self) -> None:
@@ -263,11 +215,13 @@ class Slot:
         if session is not self._session:
             self._bound = self._bind(session) if self._may_bind else None
             self._session = session
-        if self._bound is None:
+        # The loop may unbind meanwhile, for another version.
+        bound = self._bound
+        if bound is None:
             return session.run(self.inputs)
         self._is_written = True
         try:
-            self._bound()
+            bound()
         except EngineError:
             # An output may have another shape than its place; then this run is right.
             outputs = session.run(self.inputs)
@@ -292,37 +246,27 @@ class Slot:
 
     def done(self, job: Ring, outcome: Outputs | Exception, rung: Rung | None) -> None:
         """Answer the program."""
-        if self._job is job:
-            self._job = None
-        if job.is_told:
-            self.reply.sent()
-        elif isinstance(outcome, Exception):
+        self._job = None
+        if isinstance(outcome, Exception):
             self._is_lost = self._is_written
             self.reply.fail(self._number, outcome)
         else:
             assert rung is not None
-            if job.fallback is None:
+            drift = job.served.drift
+            if drift is not None and job.fallback is None:
                 run_ns = int(rung.run_us(self.rows) * 1000)
-                self.watch(job.served.drift, rung, job.inputs, outcome, run_ns=run_ns)
+                self._watch(drift, rung, job.inputs, outcome, run_ns=run_ns)
             self._answer(job.served, rung, outcome)
 
-    def watch(
-        self, drift: Drift | None, rung: Rung, inputs: Tensors, outputs: Outputs, *, run_ns: int
+    def _watch(
+        self, drift: Drift, rung: Rung, inputs: Tensors, outputs: Outputs, *, run_ns: int
     ) -> None:
-        """Look for drift before the program is answered, which may change its memory then."""
-        if drift is not None and drift.due(run_ns):
+        """Look before the program is answered, which may change its memory then."""
+        if drift.due(run_ns):
             drift.observe(rung.name, inputs, outputs, self.rows)
 
-    def _packet(self, served: Served, rung: Rung) -> bytes:
-        """What says that the outputs are where they belong."""
-        answered_by = served.version, rung.name
-        if answered_by != self._usual_by:
-            said = f"{served.version} {rung.name}".encode()
-            self._usual_by, self._usual = answered_by, ANSWER.pack(self._number, 0) + said
-        return self._usual
-
     def _answer(self, served: Served, rung: Rung, outputs: Outputs) -> None:
-        packet = self._packet(served, rung)
+        packet = ANSWER.pack(self._number, 0) + f"{served.version} {rung.name}".encode()
         if outputs is not self.outputs:
             try:
                 shapes = self._take(outputs)

@@ -13,9 +13,14 @@ from edgekit_runtime.serving.plan import Plan
 from edgekit_runtime.serving.runners import Runner
 from edgekit_runtime.serving.stats import Stats
 
-State = Literal["closed", "opening", "ready", "lost"]
+# Compiling: its engine makes a form of its own of it on this board, which nobody waits for.
+State = Literal["closed", "opening", "compiling", "ready", "lost"]
 
-_LEARNING = 0.1
+# As TCP follows round trips (Jacobson, Congestion Avoidance and Control, 1988): a mean, and how far
+# single runs are from it.
+_LEARNING = 1 / 8
+_SPREADING = 1 / 4
+_SPREADS = 2.0
 _PACES = (0.2, 50.0)
 
 
@@ -70,6 +75,7 @@ class Rung:
         breaker: what is remembered of its losses.
         losses: how often it was lost.
         pace: how much longer a run takes at present than its plan says.
+        spread: how far single runs are from that pace.
         used_at: when it ran last, by the monotonic clock, in seconds.
         asked: whether somebody wants it open.
         barred: whether it is never to be opened again: it computes something else here.
@@ -84,6 +90,7 @@ class Rung:
         self.breaker = Breaker()
         self.losses = 0
         self.pace = 1.0
+        self.spread = 0.0
         self.used_at = time.monotonic()
         self.asked = False
         self.barred = False
@@ -107,7 +114,7 @@ class Rung:
     def put(self, opened: Opened) -> None:
         """It is open."""
         self._opened = opened
-        self.pace = 1.0
+        self.pace, self.spread = 1.0, 0.0
         self.reason = ""
         self.state = "ready"
 
@@ -115,9 +122,15 @@ class Rung:
         """What a run takes at present."""
         return self.opened.plan.run_us(rows) * self.pace
 
+    def safe_us(self, rows: int) -> float:
+        """What a run hardly ever exceeds at present."""
+        return self.opened.plan.run_us(rows) * (self.pace + _SPREADS * self.spread)
+
     def learn(self, *, rows: int, took_us: float) -> None:
         """A run took this long, on this machine as busy as it is."""
         pace = took_us / max(1.0, self.opened.plan.run_us(rows))
         low, high = _PACES
-        self.pace += _LEARNING * (min(high, max(low, pace)) - self.pace)
+        error = min(high, max(low, pace)) - self.pace
+        self.pace += _LEARNING * error
+        self.spread += _SPREADING * (abs(error) - self.spread)
         self.used_at = time.monotonic()

@@ -65,11 +65,6 @@ class Runner(Protocol):
         """What it holds beside the server's own memory; `None` where nobody can tell."""
         ...
 
-    @property
-    def cpu_s(self) -> float | None:
-        """CPU seconds it has used beside the server's own; `None` where nobody can tell."""
-        ...
-
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Learn the loop, on it, before the first batch: from here on a loss is noticed."""
         ...
@@ -104,7 +99,6 @@ class LoopRunner:
     is_lost = False
     memory_bytes = None
     pid = None
-    cpu_s = None
 
     def __init__(self, session: Session, *, stats: Stats) -> None:
         self.session = session
@@ -138,7 +132,6 @@ class ThreadRunner:
     place: Place = "thread"
     memory_bytes = None
     pid = None
-    cpu_s = None
 
     def __init__(
         self, session: Session, *, stats: Stats, name: str, run_limit_s: float = RUN_LIMIT_S
@@ -149,7 +142,9 @@ class ThreadRunner:
         self._limit_s = run_limit_s
         self._batches: SimpleQueue[tuple[Sequence[Job], Done, asyncio.AbstractEventLoop] | None]
         self._batches = SimpleQueue()
+        # One timer for many batches: making one for each costs more than a hop to the thread.
         self._watch: asyncio.TimerHandle | None = None
+        self._under_way: tuple[Sequence[Job], Done, float] | None = None
         self._closing = False
         self.is_lost = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -160,7 +155,9 @@ class ThreadRunner:
 
     def start(self, jobs: Sequence[Job], done: Done) -> None:
         loop = asyncio.get_running_loop()
-        self._watch = loop.call_later(self._limit_s, self._overdue, jobs, done)
+        self._under_way = jobs, done, loop.time()
+        if self._watch is None:
+            self._watch = loop.call_later(self._limit_s, self._look, loop)
         self._batches.put((jobs, done, loop))
 
     def allocate(self, size_bytes: int) -> None:  # noqa: ARG002 - the interface's argument
@@ -192,10 +189,20 @@ class ThreadRunner:
     def _ended(self, batch: Batch, done: Done) -> None:
         if self.is_lost:
             return
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        self._under_way = None
         done(batch)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Whether the batch under way takes too long; look again when it would."""
+        self._watch = None
+        if self._under_way is None:
+            return
+        jobs, done, since_s = self._under_way
+        left_s = since_s + self._limit_s - loop.time()
+        if left_s > 0:
+            self._watch = loop.call_later(left_s, self._look, loop)
+        else:
+            self._overdue(jobs, done)
 
     def _overdue(self, jobs: Sequence[Job], done: Done) -> None:
         self.is_lost = True

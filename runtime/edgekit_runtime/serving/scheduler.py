@@ -70,7 +70,7 @@ class Scheduler:
         watch: Callable[[Batch, Rung, int], None],
     ) -> None:
         self._rungs = tuple(rungs)
-        self._default = default
+        self.default = default
         self._by_name = {rung.name: rung for rung in rungs}
         self.owner = owner
         self._name = owner.name
@@ -84,7 +84,7 @@ class Scheduler:
         self._running: Rung | None = None
         self._started_ns = 0
         self._expected_us = 0.0
-        self._flushing = False
+        self._flushing = self._in_turn = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._held = self._retired = False
         self._successor: Scheduler | None = None
@@ -132,7 +132,7 @@ class Scheduler:
         if self._loop is None:
             self.attach(asyncio.get_running_loop())
             assert self._loop is not None
-        default, queue = self._default, self._queue
+        default, queue = self.default, self._queue
         if not (job.is_plain and default.state == "ready" and len(queue) < self._limit):
             self._admit(job)
         queue.push(job)
@@ -157,7 +157,7 @@ class Scheduler:
         Args:
             is_timed: whether the request has a deadline, which may choose another variant.
         """
-        rung = self._default
+        rung = self.default
         if is_timed and self._climbs:
             return None
         if self._running is not None or self._flushing or self._held or self._retired:
@@ -203,15 +203,14 @@ class Scheduler:
         rung.asked = False
         rung.reason = reason
         self._lost(rung, reason)
+        self._give_up()
 
     def opened(self, rung: Rung) -> None:
         """A variant that was asked for is there, or cannot be; call it on the loop."""
         if rung.state == "ready" and self._loop is not None:
             rung.opened.runner.attach(self._loop)
         if rung.state != "ready":
-            for job in [job for job in self._queue if self._helpless(job)]:
-                job.settle(self._unavailable(job), None)
-            self._queue.prune()
+            self._give_up()
         if self._running is None:
             self._next()
 
@@ -223,16 +222,16 @@ class Scheduler:
     def resume(self) -> None:
         """Go on after `hold`, on the loop."""
         self._held = False
-        if len(self._queue):
-            first = next(iter(self._queue))
-            self._call_up(first)
-            self.opened(self._default)
+        self._ask(self.default)
+        for job in self._queue:
+            self._call_up(job)
+        self.opened(self.default)
 
     def retire(self, successor: Scheduler | None = None) -> None:
         """Take nothing more, finish what waits, then close every variant. Returns at once.
 
         Args:
-            successor: takes what waits where this one was held.
+            successor: takes what waits for a variant that is not open.
         """
         self._successor = successor
         self._retired = True
@@ -297,11 +296,11 @@ class Scheduler:
             self._ask(self._by_name[job.variant])
             return
         climbs = self._climbs and (job.deadline_ns is not None or job.cascade is not None)
-        if climbs or self._default.state == "lost":
+        if climbs or self.default.state == "lost":
             for rung in self._rungs:
                 self._ask(rung)
         else:
-            self._ask(self._default)
+            self._ask(self.default)
 
     def _ask(self, rung: Rung) -> None:
         if rung.state in ("closed", "lost") and not rung.asked:
@@ -344,9 +343,15 @@ class Scheduler:
         fastest = self._fastest()
         if fastest is None:
             return spent_us
-        row_us = fastest.opened.plan.row_us() * fastest.pace
-        rows = sum(job.rows or 1 for job in jobs if not job.settled)
-        return spent_us + rows * row_us
+        rows = 0
+        for job in jobs:
+            if job.settled:
+                continue
+            if job.variant is None or (pinned := self._by_name[job.variant]).state != "ready":
+                rows += job.rows or 1
+            else:
+                spent_us += pinned.run_us(job.rows or 1)
+        return spent_us + rows * fastest.opened.plan.row_us() * fastest.pace
 
     def _least_us(self, job: Job) -> float:
         fastest = self._by_name[job.variant] if job.variant is not None else self._fastest()
@@ -363,21 +368,33 @@ class Scheduler:
 
     def _next(self, *, most: int | None = None) -> None:
         """Start batches until one is under way elsewhere, or `most` jobs were taken."""
+        # An answer may bring its client's next request, which is left to the turn that gave it:
+        # many clients that send ahead would else answer each other ever deeper in the stack.
+        if self._in_turn:
+            return
+        self._in_turn = True
+        try:
+            self._take_turn(most)
+        finally:
+            self._in_turn = False
+        if self._retired:
+            self._end_if_idle()
+
+    def _take_turn(self, most: int | None) -> None:
         taken = 0
         while self._running is None and len(self._queue) and not self._held:
             if most is not None and taken >= most:
-                self._flushing = True
-                assert self._loop is not None
-                self._loop.call_soon(self._flush)
-                break
+                if not self._flushing:
+                    self._flushing = True
+                    assert self._loop is not None
+                    self._loop.call_soon(self._flush)
+                return
             picked = self._pick()
             if picked is None:
-                break
+                return
             rung, jobs = picked
             taken += len(jobs)
             self._start(rung, jobs)
-        if self._retired:
-            self._end_if_idle()
 
     def _start(self, rung: Rung, jobs: list[Job]) -> None:
         rows = sum(job.rows or 1 for job in jobs)
@@ -389,8 +406,8 @@ class Scheduler:
     def _pick(self) -> tuple[Rung, list[Job]] | None:
         """The next batch, and the variant that runs it."""
         queue = self._queue
-        if queue.is_plain and self._default.state == "ready":
-            default = self._default
+        if queue.is_plain and self.default.state == "ready":
+            default = self.default
             jobs = queue.take_next(max_rows=default.opened.plan.max_batch)
             return (default, jobs) if jobs else None
         queue.prune()
@@ -408,7 +425,7 @@ class Scheduler:
     def _runnable(self, job: Job) -> bool:
         if job.variant is not None:
             return self._by_name[job.variant].state == "ready"
-        return self._default.state == "ready" or self._fastest() is not None
+        return self.default.state == "ready" or self._fastest() is not None
 
     def _late(self, job: Job) -> None:
         self._stats.failed("deadline", took_ns=time.perf_counter_ns() - job.arrived_ns)
@@ -427,18 +444,28 @@ class Scheduler:
         if job.cascade is not None:
             return ready[-1]
         if job.deadline_ns is None or not self._climbs:
-            return self._default if self._default.state == "ready" else ready[-1]
+            return self.default if self.default.state == "ready" else self._stand_in()
         now_ns = time.perf_counter_ns()
-        waiting = [
-            ladder.Due(
-                other.rows,
-                math.inf if other.deadline_ns is None else (other.deadline_ns - now_ns) / 1000,
-            )
-            for other in self._queue
-            if other.variant is None
-        ]
-        steps = [ladder.Step(rung.run_us, rung.opened.plan.max_batch) for rung in ready]
+        waiting: list[ladder.Due] = []
+        pinned_us = 0.0
+        for other in self._queue:
+            if other.variant is not None:
+                pinned = self._by_name[other.variant]
+                if pinned.state == "ready":
+                    pinned_us += pinned.run_us(other.rows or 1)
+            elif other.deadline_ns is None:
+                waiting.append(ladder.Due(other.rows, math.inf))
+            else:
+                left_us = (other.deadline_ns - now_ns) / 1000
+                waiting.append(ladder.Due(other.rows, left_us * _SAFELY - pinned_us))
+        steps = [ladder.Step(rung.safe_us, rung.opened.plan.max_batch) for rung in ready]
         return ready[ladder.choose(steps, waiting)]
+
+    def _stand_in(self) -> Rung:
+        """Who answers instead of the default: the next in the manifest that can."""
+        order = {v.name: place for place, v in enumerate(self.owner.manifest.variants)}
+        ready = (rung for rung in self._rungs if rung.state == "ready")
+        return min(ready, key=lambda rung: order[rung.name])
 
     def _done(self, batch: Batch) -> None:
         rung = self._running
@@ -481,7 +508,10 @@ class Scheduler:
         done_ns = time.perf_counter_ns()
         now_ms = time.time_ns() // 1_000_000
         rung.stats.answered(arrived, taken_ns=batch.taken_ns, done_ns=done_ns, now_ms=now_ms)
-        self._watch(batch, rung, run_ns)
+        try:
+            self._watch(batch, rung, run_ns)
+        except Exception:  # what waits must be run
+            log.exception("watching failed", extra={"model": self._name})
 
     def _climb(self, job: Job, result: Outputs, rung: Rung) -> bool:
         """Whether a better variant is asked the same again, because this one is not sure."""
@@ -493,7 +523,8 @@ class Scheduler:
             return False
         if job.deadline_ns is not None:
             left_us = (job.deadline_ns - time.perf_counter_ns()) / 1000
-            if best.run_us(job.rows or 1) > left_us:
+            wait_us = self._backlog_us(self._queue.before(job))
+            if wait_us + best.safe_us(job.rows or 1) > left_us * _SAFELY:
                 return False
         job.fallback = (result, rung)
         job.variant = best.name
@@ -503,29 +534,55 @@ class Scheduler:
 
     # Ending.
 
-    def _end_if_idle(self) -> None:
-        if self._held and self._successor is not None:
-            for job in self._queue.clear():
-                self._hand_on(job, self._successor)
-        if self._retired and self._running is None:
-            self._queue.prune()
-            if not len(self._queue):
-                self._end()
+    def _give_up(self) -> None:
+        """Refuse what waits and no variant can run, nor is on its way."""
+        if self._held:
+            return
+        for job in [job for job in self._queue if self._helpless(job)]:
+            self._refuse(job, self._unavailable(job))
+        self._queue.prune()
 
-    def _hand_on(self, job: Job, successor: Scheduler) -> None:
+    def _refuse(self, job: Job, error: EdgekitError) -> None:
+        """Answer a job that waits in vain; the first answer of a cascade is better than none."""
+        if job.fallback is not None:
+            job.settle(*job.fallback)
+        elif not job.settled:
+            took_ns = time.perf_counter_ns() - job.arrived_ns
+            self._stats.failed(kind_of(error), took_ns=took_ns)
+            job.settle(error, None)
+
+    def _end_if_idle(self) -> None:
+        if not self._retired or self._running is not None:
+            return
+        # Nothing is opened here any more: what waits for that is left to the successor.
+        for job in self._queue.clear():
+            if not self._held and self._runnable(job):
+                self._queue.push(job)
+            elif not job.settled:
+                self._hand_on(job)
+        if not len(self._queue):
+            self._end()
+
+    def _hand_on(self, job: Job) -> None:
+        if self._successor is None:
+            self._refuse(job, self._closed_error())
+            return
         try:
-            job.moved(successor.owner)
-            successor.submit(job)
-        except (Retired, EdgekitError) as e:
-            told = e if isinstance(e, EdgekitError) else self._unavailable(job)
-            self._stats.failed(kind_of(told))
-            job.settle(told, None)
+            job.moved(self._successor.owner)
+            self._successor.submit(job)
+        except EdgekitError as e:
+            self._refuse(job, e)
+        except Retired:
+            self._refuse(job, self._closed_error())
+
+    def _closed_error(self) -> Unavailable:
+        return Unavailable(f"{self._name} is closed", retry_after_s=RETRY_S)
 
     def _end(self) -> None:
         if self._closed.is_set():
             return
         for job in self._queue.clear():
-            job.settle(Unavailable(f"{self._name} is closed", retry_after_s=RETRY_S), None)
+            self._refuse(job, self._closed_error())
         for rung in self._rungs:
             if rung.state == "ready":
                 rung.state = "closed"

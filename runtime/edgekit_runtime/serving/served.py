@@ -147,6 +147,16 @@ class Served:
         """A variant's rung by its name."""
         return next((rung for rung in self.rungs if rung.name == name), None)
 
+    def promote(self, rung: Rung) -> None:
+        """Let a variant that came late be the default that the manifest wants, on the loop."""
+        order = [variant.name for variant in self.manifest.variants]
+        is_earlier = order.index(rung.name) < order.index(self.default.name)
+        ours = self.default.opened
+        if is_earlier and (rung.opened.inputs, rung.opened.outputs) == (ours.inputs, ours.outputs):
+            self.default = rung
+            self.scheduler.default = rung
+            self.skipped = {name: why for name, why in self.skipped.items() if name != rung.name}
+
     def submit(self, job: Job, *, alone: bool = False) -> None:
         """Run a request, or answer what was answered before; see `Scheduler.submit`."""
         cache = self.cache
@@ -175,7 +185,8 @@ class Served:
         if self.cache is not None:
             self._keep(self.cache, batch, rung)
         drift = self.drift
-        if drift is None or not drift.due(run_ns):
+        # Clients in shared memory have looked at theirs already.
+        if drift is None or not batch.jobs[0].may_keep or not drift.due(run_ns):
             return
         for job, result in zip(batch.jobs, batch.results, strict=True):
             # The second answer of a cascade is of hard samples alone.
@@ -213,7 +224,7 @@ class Served:
         """Take no more requests and close after the last one. Returns at once.
 
         Args:
-            successor: answers what waits, where it was held for that.
+            successor: answers what waits for a variant that is not open.
         """
         self.scheduler.retire(None if successor is None else successor.scheduler)
 

@@ -44,7 +44,7 @@ class Block(np.ndarray[Any, np.dtype[np.uint8]]):
     """
 
     start = 0
-    # A finalizer costs three times as much as this (`benchmarks/serving/process_memory.py`).
+    # A finalizer does the same at twice the cost (`benchmarks/serving/process_memory.py`).
     give_back: Callable[[int], None] | None = None
 
     def __del__(self) -> None:

@@ -76,8 +76,7 @@ class Worker:
             # Readable when the child has ended: what an event loop can wait for.
             self.ended = os.pidfd_open(self.pid)
             undo.pop_all()
-        self._buffer = bytearray(PACKET_BYTES)
-        self._packet = memoryview(self._buffer)
+        self._packet = memoryview(bytearray(PACKET_BYTES))
         self._look_at = 0.0
         self._closed = False
 
@@ -88,7 +87,7 @@ class Worker:
     def heard(self) -> Answer | None:
         """The next answer; `None` where the child is gone. Does not wait when that was set so."""
         try:
-            length = self.doorbell.recv_into(self._buffer)
+            length = self.doorbell.recv_into(self._packet)
         except ConnectionResetError:
             return None
         return decode_answer(self._packet[:length]) if length else None
@@ -183,6 +182,8 @@ class Worker:
             os.close(self.ended)
             os.close(self._lifeline)
             self.arena.close()
+            # Whoever opened us may remember us for long.
+            self._packet = memoryview(b"")
 
 
 def hung(limit_s: float) -> str:
