@@ -45,7 +45,7 @@ WARM_CYCLES = 50
 IDLE_S = 7.0
 
 
-async def serve(folder: Path) -> None:
+async def serve(folder: Path, cycled: Path) -> None:
     """The server that is measured: answers each line with its figures, in JSON."""
     models = Models(Settings(workers="process"))
     server = Server(models, listen=[Tcp("127.0.0.1", 0)])
@@ -59,7 +59,7 @@ async def serve(folder: Path) -> None:
     gc.freeze()
     print(json.dumps(str(server.addresses[0])), flush=True)
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        await loop.run_in_executor(None, cycle, models, folder, int(line))
+        await loop.run_in_executor(None, cycle, models, cycled, int(line))
         runner = served.default.opened.runner
         assert isinstance(runner, ProcessRunner)
         figures = {
@@ -79,7 +79,8 @@ def cycle(models: Models, folder: Path, times: int) -> None:
     for _ in range(times):
         with Bundle.open(folder) as bundle:
             served = models.load(bundle, verified_by=None)
-        models.discard(served)
+        models.activate(served)
+        models.remove(served.name, served.version)
         if not served.wait_closed(30):
             raise SystemExit("a model does not close")
 
@@ -87,9 +88,10 @@ def cycle(models: Models, folder: Path, times: int) -> None:
 class Measured:
     """The server as a process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cycled: Path) -> None:
+        module = "benchmarks.serving.process_memory"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.serving.process_memory", "--serve", str(folder)],
+            [sys.executable, "-m", module, "--serve", str(folder), str(cycled)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -113,11 +115,11 @@ class Measured:
         return json.loads(self._process.stdout.readline())
 
 
-def memory(folder: Path, eight: bytes, one: bytes) -> dict[str, Any]:
+def memory(convnet: Path, mlp: Path, eight: bytes, one: bytes) -> dict[str, Any]:
     """Server and worker after requests of eight samples, when idle, and after one sample more."""
     from edgekit_runtime.capacity.generators import Generators
 
-    server = Measured(folder)
+    server = Measured(convnet, mlp)
     with Generators(server.address) as generators:
 
         def ask(message: bytes, duration_s: float) -> dict[str, Any]:
@@ -142,9 +144,9 @@ def memory(folder: Path, eight: bytes, one: bytes) -> dict[str, Any]:
     }
 
 
-def cycles(folder: Path, count: int) -> dict[str, Any]:
-    """What loading and unloading leaves behind in the server."""
-    server = Measured(folder)
+def cycles(convnet: Path, mlp: Path, count: int) -> dict[str, Any]:
+    """What loading and unloading a second model leaves behind in the server."""
+    server = Measured(convnet, mlp)
     before = server.after(WARM_CYCLES)
     after = server.after(count)
     server.close()
@@ -187,10 +189,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cycles", type=int, default=1000)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", type=Path, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        new_event_loop().run_until_complete(serve(options.serve))
+        new_event_loop().run_until_complete(serve(*options.serve))
         return
     # Not above: the server that is measured must not import them.
     from benchmarks.serving import subject
@@ -201,9 +203,9 @@ def main() -> None:
         mlp, convnet = subject.write(Path(name), ("mlp", "convnet"))
         samples = bundles.samples(SAMPLES[0], SAMPLES[1:])
         eight, one = (wire.request("convnet", {"x": samples[:rows]}) for rows in (8, 1))
-        figures: dict[str, Any] = {**frees(), **memory(convnet, eight, one)}
+        figures: dict[str, Any] = {**frees(), **memory(convnet, mlp, eight, one)}
         if options.cycles:
-            figures |= cycles(mlp, options.cycles)
+            figures |= cycles(convnet, mlp, options.cycles)
     tell(figures, file=options.json)
 
 

@@ -9,6 +9,7 @@ import click
 
 from edgekit.errors import FleetError
 from edgekit.fleet.client import DEFAULT_URL, Client, show
+from edgekit.numbers import FloatRange
 
 _POLL_S = 0.5
 _DEFAULT_WAVES = ("1", "50%", "100%")
@@ -39,7 +40,7 @@ def rollout() -> None:
     "timeout_s",
     default=600.0,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=FloatRange(min=0, min_open=True),
     help="Seconds that a device has until it serves the version, confirmed.",
 )
 @click.option("--site", help="Only devices of this site.")

@@ -10,6 +10,7 @@ import click
 
 from edgekit.errors import FleetError, UsageError
 from edgekit.fleet.client import DEFAULT_URL, Client, show
+from edgekit.numbers import FloatRange
 
 _POLL_S = 0.5
 _coordinator = click.option("--coordinator", "url", default=DEFAULT_URL, show_default=True)
@@ -39,7 +40,7 @@ def round_() -> None:
     "--learning-rate",
     default=0.05,
     show_default=True,
-    type=click.FloatRange(0, 100, min_open=True),
+    type=FloatRange(0, 100, min_open=True),
 )
 @click.option(
     "--min-updates",
@@ -53,7 +54,7 @@ def round_() -> None:
     "timeout_s",
     default=120.0,
     show_default=True,
-    type=click.FloatRange(0, 86400, min_open=True),
+    type=FloatRange(0, 86400, min_open=True),
     help="Seconds that a round stays open.",
 )
 @click.option("--rollout", is_flag=True, help="Roll the result out when it is good.")

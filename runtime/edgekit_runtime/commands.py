@@ -14,6 +14,7 @@ import msgspec
 
 from edgekit import logs, signing
 from edgekit.errors import EngineError, GoldenMismatch, UsageError
+from edgekit.numbers import FloatRange
 
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
@@ -125,7 +126,7 @@ def verify(bundle: Path, trust: tuple[Path, ...], as_json: bool) -> None:
 )
 @click.option(
     "--max-clock-drop",
-    type=click.FloatRange(0, 1),
+    type=FloatRange(0, 1),
     metavar="SHARE",
     help="With --device: the run is void if clocks fall by more; default 0.1.",
 )

@@ -31,7 +31,7 @@ from edgekit_runtime.lock import StateLock
 from edgekit_runtime.opening import open_trusted
 from edgekit_runtime.serving import address
 from edgekit_runtime.serving.address import Address, Unix
-from edgekit_runtime.serving.connection import Limits
+from edgekit_runtime.serving.application import Limits
 from edgekit_runtime.serving.models import Models
 from edgekit_runtime.serving.repository import Installed, Source
 from edgekit_runtime.serving.served import Served

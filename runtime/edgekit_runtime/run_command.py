@@ -16,6 +16,7 @@ import msgspec
 
 from edgekit import logs, signing
 from edgekit.errors import UsageError
+from edgekit.numbers import FloatRange
 
 if TYPE_CHECKING:
     from edgekit_runtime.serving.address import Address, Tcp
@@ -59,7 +60,7 @@ _SIZE = click.IntRange(0, 1 << 20)
 @click.option("--worker-mb", type=_SIZE, default=0, help="For one worker process; 0 is no limit.")
 @click.option(
     "--run-limit-s",
-    type=click.FloatRange(0, 3600, min_open=True),
+    type=FloatRange(0, 3600, min_open=True),
     default=30.0,
     show_default=True,
     help="A run that takes longer is given up, and its worker with it.",
@@ -72,7 +73,7 @@ _SIZE = click.IntRange(0, 1 << 20)
 )
 @click.option(
     "--cascade",
-    type=click.FloatRange(0, 1),
+    type=FloatRange(0, 1),
     metavar="CONFIDENCE",
     help="Ask the fastest variant first, and the best one where it is less sure than this.",
 )

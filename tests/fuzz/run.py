@@ -4,8 +4,8 @@
     python -m tests.fuzz.run --seconds 600 --target request
 
 atheris has wheels for some Pythons only, so it lives in an environment of its own below the cache
-folder, with what a board installs, as uv.lock has it. The corpus stays there, too: a later run goes
-on where this one ended. An input that fails is written beside it, named, and ends the run with 1.
+folder, with what a board installs, as uv.lock has it. The corpus stays there: a later run goes on
+where this one ended. An input that fails is written beside it and named; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -51,13 +52,15 @@ def environment(folder: Path) -> Path:
     lock = (_ROOT / "uv.lock").read_text()
     if ready.exists() and ready.read_text() == lock:
         return python
+    # make puts uv beside this Python where the machine has none.
+    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
     with tempfile.NamedTemporaryFile(suffix=".txt") as wanted:
-        export = ["uv", "export", "--quiet", "--locked", "--no-default-groups"]
+        export = [uv, "export", "--quiet", "--locked", "--no-default-groups"]
         export += ["--no-emit-project", "--extra", "device", "--extra", "grpc"]
         subprocess.run([*export, "--output-file", wanted.name], cwd=_ROOT, check=True)
-        make = ["uv", "venv", "--quiet", "--clear", "--python", PYTHON, str(place)]
+        make = [uv, "venv", "--quiet", "--clear", "--python", PYTHON, str(place)]
         subprocess.run(make, check=True)
-        install = ["uv", "pip", "install", "--quiet", "--python", str(python)]
+        install = [uv, "pip", "install", "--quiet", "--python", str(python)]
         subprocess.run([*install, "--requirement", wanted.name], check=True)
         subprocess.run([*install, ATHERIS], check=True)
     ready.write_text(lock)

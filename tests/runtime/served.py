@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgekit_runtime.engines import Session, Tensors
 from edgekit_runtime.serving.address import Address, Tcp
-from edgekit_runtime.serving.connection import Limits
+from edgekit_runtime.serving.application import Limits
 from edgekit_runtime.serving.models import Models
 from edgekit_runtime.serving.opener import Measure
 from edgekit_runtime.serving.plan import Place, Plan, Workers

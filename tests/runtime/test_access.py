@@ -19,7 +19,7 @@ from edgekit.errors import AccessDenied, ConfigError, UsageError
 from edgekit_runtime.serving import tokens
 from edgekit_runtime.serving.access import Access, Credentials, Demand, demand
 from edgekit_runtime.serving.address import Address, Tcp, Unix, is_loopback
-from edgekit_runtime.serving.connection import Limits
+from edgekit_runtime.serving.application import Limits
 from edgekit_runtime.serving.models import Models
 from edgekit_runtime.serving.server import Server, new_event_loop
 from edgekit_runtime.serving.tls import Tls, context

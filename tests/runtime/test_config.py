@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgekit.errors import ConfigError
 from edgekit_runtime import config
-from edgekit_runtime.serving.connection import Limits
+from edgekit_runtime.serving.application import Limits
 from edgekit_runtime.serving.settings import Settings
 from edgekit_runtime.serving.tls import Tls
 

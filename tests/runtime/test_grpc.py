@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException, shared_memory
 
 from edgekit.errors import RequestError
 from edgekit_runtime.serving.address import Tcp
-from edgekit_runtime.serving.connection import Limits
+from edgekit_runtime.serving.application import Limits
 from edgekit_runtime.serving.grpc import convert
 from edgekit_runtime.serving.grpc import inference_pb2 as pb
 from edgekit_runtime.serving.models import Models

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from edgekit.errors import ServingError, UsageError
 from edgekit_runtime.serving import http
 from edgekit_runtime.serving.address import Tcp, Unix, may_speak, parse
-from edgekit_runtime.serving.connection import Limits
+from edgekit_runtime.serving.application import Limits
 from edgekit_runtime.serving.http import HttpError
 from edgekit_runtime.serving.models import Models
 from edgekit_runtime.serving.server import Server

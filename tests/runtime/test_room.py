@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit_runtime.serving.connection import Limits
+from edgekit_runtime.serving.application import Limits
 from edgekit_runtime.serving.listen import RESERVED_DESCRIPTORS, places
 from edgekit_runtime.serving.models import Models
 from edgekit_runtime.serving.room import MIN_IDLE_S, Room, is_dispensable, leave_first

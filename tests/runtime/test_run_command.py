@@ -109,6 +109,30 @@ def test_run_names_the_port_that_is_in_use(signed: tuple[Path, Path]) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--token-file", "{folder}/none"], 2, "none cannot be read: No such file"),
+        (["--tls-cert", "{folder}/none"], 2, "TLS needs both --tls-cert and --tls-key"),
+        (["--unix", "{folder}/none/socket"], 6, "none/socket: No such file or directory"),
+        (["--cascade", "nan"], 2, "'nan' is not a valid float"),
+        (["--workers", "fork"], 2, "'fork' is not one of 'auto', 'loop', 'thread', 'process'"),
+        (["--memory-mb", "1"], 6, "needs 16 MB, 15 MB more than the memory budget of 1 MB"),
+    ],
+)
+def test_run_names_an_option_that_cannot_be(
+    words: list[str], code: int, said: str, signed: tuple[Path, Path]
+) -> None:
+    bundle, public = signed
+    given = [word.format(folder=bundle.parent) for word in words]
+
+    done = edgekit("run", bundle, "--trust", public, "--listen", "127.0.0.1:0", *given)
+
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_run_refuses_one_model_twice(signed: tuple[Path, Path]) -> None:
     bundle, public = signed
     done = edgekit("run", bundle, bundle, "--trust", public, "--listen", "127.0.0.1:0")

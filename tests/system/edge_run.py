@@ -18,6 +18,8 @@ from edgekit_runtime.serving.address import Address, Tcp, Unix, parse
 from tests.runtime.served import HOST, Answer, Wire, get
 from tests.system.daemons import wait_for
 
+# As /proc/net/tcp numbers them: established, and those whose client has closed.
+_OPEN = ("01", "08")
 # How long requests under way, workers and threads may take to end.
 END_S = 20.0
 
@@ -61,6 +63,13 @@ class EdgeRun:
         """Over a connection of its own."""
         with Wire(self) as wire:
             return wire.ask(request)
+
+    def connections(self) -> int:
+        """TCP connections of clients that it has not closed."""
+        local = f":{self.port:04X}"
+        table = Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()[1:]
+        rows = [line.split() for line in table]
+        return sum(row[1].endswith(local) and row[3] in _OPEN for row in rows)
 
     def children(self) -> list[int]:
         """Its child processes, of all of its threads."""

@@ -20,7 +20,7 @@ import grpc
 import pytest
 import tritonclient.grpc as triton
 
-from edgekit_runtime.serving.connection import Limits
+from edgekit_runtime.serving.application import Limits
 from edgekit_runtime.serving.listen import GRPC_CONNECTIONS, RESERVED_DESCRIPTORS
 from tests import bundles
 from tests.runtime.authority import Authority

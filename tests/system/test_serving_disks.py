@@ -49,9 +49,12 @@ def with_disk(folder: Path, options: str) -> Sequence[str]:
 
 def fill(path: Path) -> None:
     """Write until nothing more fits."""
-    with Path("/dev/zero").open("rb") as zeros, path.open("wb", buffering=0) as file:
-        with pytest.raises(OSError, match="No space left"):
-            shutil.copyfileobj(zeros, file)
+    with (
+        Path("/dev/zero").open("rb") as zeros,
+        path.open("wb", buffering=0) as file,
+        pytest.raises(OSError, match="No space left"),
+    ):
+        shutil.copyfileobj(zeros, file)
 
 
 def test_a_full_dev_shm_is_told_and_workers_do_without_it(edge: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def in_use(server: EdgeRun) -> Counter[str]:
     """What it holds when both variants are open."""
     for name in ("float", "small"):
         assert is_right(server.ask(infer(SAMPLES, parameters={"variant": name})))
-    wait_for(lambda: server.metric("edgekit_connections") == 1, "the end of the connections")
+    wait_for(lambda: not server.connections(), "the end of the connections")
     return server.holds()
 
 
@@ -149,6 +149,26 @@ def test_requests_with_a_worker_that_hangs_get_their_deadlines_told(run: EdgeRun
     assert is_right(run.ask(infer(SAMPLES)))
     assert run.children() == workers
     run.settles(before)
+
+
+def test_a_worker_that_hangs_is_ended_and_each_of_its_requests_is_told(
+    edge: Path, tmp_path: Path
+) -> None:
+    words = ["--workers", "process", "--run-limit-s", "0.5"]
+    with running(edge, *words, log=tmp_path / "log") as server:
+        before = in_use(server)
+        hung, _ = server.children()
+        with clients(server) as seen:
+            os.kill(hung, signal.SIGSTOP)
+            wait_for(lambda: server.metric(LOSSES) == 1, "its loss")
+            answered = seen["200"]
+            until(lambda: seen["200"] > answered + 20)
+            wait_for(lambda: server.metric(READY, 'variant="float"') == 1, "another worker")
+
+        assert {status for status in seen if len(status) == 3} <= {"200", "503"}
+        assert all("hung: no answer within 0.5 s" in text for text in seen if len(text) > 3)
+        assert hung not in server.children()
+        server.settles(before)
 
 
 def test_without_descriptors_nothing_dies_and_with_them_all_comes_back(run: EdgeRun) -> None:
@@ -264,20 +284,24 @@ def test_a_thousand_requests_sent_ahead_are_answered_in_their_order(run: EdgeRun
 
 
 def test_a_swap_under_load_fails_no_request_and_leaves_nothing(run: EdgeRun, edge: Path) -> None:
+    swap(run, edge, "1.0.1")
+    before = in_use(run)
     with clients(run) as seen:
-        before = None
-        for version in ("1.0.1", "1.0.2", "1.0.3"):
-            newer = bundles.write(edge.parent, version=version, beside={"small": SMALL})
-            newer.replace(edge)
-            assert run.ask(change("load")).status == 200
-            served = run.ask(get("/v2/models/tiny")).json
-            assert served["versions"] == [version]
-            wait_for(lambda: len(run.children()) == 1, "the end of the worker before")
-            held = run.holds()
-            before = before or held
-            assert held == before
+        for version in ("1.0.2", "1.0.3", "1.0.4"):
+            swap(run, edge, version)
 
     assert set(seen) == {"200"}
+    assert in_use(run) == before
+
+
+def swap(server: EdgeRun, edge: Path, version: str) -> None:
+    """Put another version in the bundle's place, and wait for the end of the one before."""
+    workers = server.children()
+    newer = bundles.write(edge.parent, version=version, beside={"small": SMALL})
+    newer.replace(edge)
+    assert server.ask(change("load")).status == 200
+    assert server.ask(get("/v2/models/tiny")).json["versions"] == [version]
+    wait_for(lambda: not set(workers) & set(server.children()), "the end of the workers before")
 
 
 def test_unloading_under_load_ends_the_worker_and_tells_who_asks(run: EdgeRun) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from edgekit import logs
+from edgekit.numbers import FloatRange
 from edgekit_runtime.capacity.options import shared
 
 
@@ -19,7 +20,7 @@ from edgekit_runtime.capacity.options import shared
 @click.option("--streams", type=click.IntRange(1, 100_000), required=True, metavar="N")
 @click.option(
     "--rate",
-    type=click.FloatRange(0.01, 100_000),
+    type=FloatRange(0.01, 100_000),
     required=True,
     metavar="R",
     help="Requests per second of one stream.",

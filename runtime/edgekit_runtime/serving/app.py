@@ -11,7 +11,8 @@ from edgekit_runtime.sensors import Sampler
 from edgekit_runtime.serving import http, metrics, peer, routes
 from edgekit_runtime.serving.access import Access, Unauthenticated
 from edgekit_runtime.serving.address import may_speak
-from edgekit_runtime.serving.connection import Connection, Limits, Request
+from edgekit_runtime.serving.application import Limits, Request
+from edgekit_runtime.serving.connection import Connection
 from edgekit_runtime.serving.failures import status_of
 from edgekit_runtime.serving.http import Head, HttpError, Response
 from edgekit_runtime.serving.infer import Inference

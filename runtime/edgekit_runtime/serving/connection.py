@@ -8,91 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, cast
-
-import msgspec
-import numpy as np
+from typing import TYPE_CHECKING, Any, cast
 
 from edgekit_runtime.serving import http
+from edgekit_runtime.serving.application import Application, Request
+from edgekit_runtime.serving.body import Body
 from edgekit_runtime.serving.http import Head, HttpError, Response
 
 if TYPE_CHECKING:
     from edgekit_runtime.serving.lane import Lane
-    from edgekit_runtime.serving.room import Room
 
-# Any datatype may lie at a multiple of this, and malloc returns nothing else.
-_ALIGNMENT = 16
-# Up to here a copy into the engine's memory costs less than asking for that memory.
-_COPIED_BYTES = 32 << 10
 # A connection that waits longer gives its buffer back.
 _KEPT_S = 1.0
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client may take.
-
-    Attributes:
-        head_bytes: of a request's head; more is answered 431.
-        body_bytes: of a request's body; more is answered 413.
-        total_bytes: of bodies under way and of answers not taken, over all clients; a request
-            beyond is answered 503.
-        connections: open at once; see `room` for who makes way for further ones.
-        handshake_s: for TLS.
-        receive_s: from the first to the last byte of a request.
-        idle_s: between requests.
-        send_s: to take an answer.
-    """
-
-    head_bytes: int = 16 << 10
-    body_bytes: int = 64 << 20
-    total_bytes: int = 256 << 20
-    connections: int = 1024
-    handshake_s: float = 10.0
-    receive_s: float = 60.0
-    idle_s: float = 300.0
-    send_s: float = 60.0
-
-
-class Request(msgspec.Struct, frozen=True):
-    """A request that was received whole.
-
-    Attributes:
-        json: the body up to where binary tensors begin.
-        binary: holds the rest of the body, from `offset`, `size_bytes` long.
-    """
-
-    head: Head
-    json: bytes
-    binary: bytes | memoryview
-    offset: int
-    size_bytes: int
-
-
-class Application(Protocol):
-    """What connections share: who answers requests, and what all of them may take."""
-
-    limits: Limits
-    # Grows when heads must be looked at anew: who is admitted has changed.
-    generation: int
-    room: Room
-
-    def opened(self, connection: Connection) -> bool:
-        """Note a connection; whether it may stay."""
-        ...
-
-    def closed(self, connection: Connection) -> None: ...
-
-    def parse(self, raw: bytes) -> Head:
-        """Read a head, raising `HttpError` where it cannot be answered here."""
-        ...
-
-    def allocate(self, head: Head, size_bytes: int) -> memoryview | None:
-        """Memory where the engine of this request finds a body; `None` for any other."""
-        ...
-
-    def handle(self, request: Request, connection: Connection) -> None:
-        """Answer a request, now or later, by `connection.respond`."""
-        ...
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -109,10 +36,9 @@ class Connection(asyncio.BufferedProtocol):
         self._buffer = bytearray()
         self._view = _EMPTY
         self._start = self._end = 0
-        # The request that is being received or answered; its body begins after the padding.
+        # The request that is being received or answered, and its body while that is on its way.
         self._head: Head | None = None
-        self._body = _EMPTY
-        self._pad = self._have = 0
+        self._body: Body | None = None
         # Bytes of the body, and of answers that the client does not take, as the room counts them.
         self._reserved = self._unsent = 0
         self._busy = self._running = False
@@ -136,8 +62,9 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(http.error(503, "too many connections"))
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's interface
-        if self._head is not None and not (self._busy or self._ended):
-            return self._body[self._have :]
+        body = self._body
+        if body is not None and not self._ended:
+            return body.memory[body.have :]
         if not self._buffer:
             self._buffer = bytearray(self._app.limits.head_bytes)
             self._view = memoryview(self._buffer)
@@ -146,9 +73,10 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._ended:
             return
-        if self._head is not None and not self._busy:
-            self._have += nbytes
-            if self._have < len(self._body):
+        body = self._body
+        if body is not None:
+            body.have += nbytes
+            if not body.is_whole:
                 return
         else:
             if self._start == self._end:
@@ -311,21 +239,19 @@ class Connection(asyncio.BufferedProtocol):
 
     def _receive(self) -> bool:
         """Take one step through the stream; whether another may be possible."""
-        head = self._head
-        if head is None:
-            if self._start == self._end:
+        body = self._body
+        if body is not None:
+            if not body.is_whole:
                 return False
-            lane = self._lane
-            if lane is not None and self._buffer.startswith(self._prefix, self._start):
-                return self._take(lane) or self._receive_head()
-            return self._receive_head()
-        if self._have < len(self._body):
+            self._body = None
+            self._hand_over(body.request())
+            return True
+        if self._start == self._end:
             return False
-        body, self._body = self._body, _EMPTY
-        json_end = len(body) if head.json_length is None else self._pad + head.json_length
-        json = bytes(body[self._pad : json_end])
-        self._hand_over(Request(head, json, body, json_end, len(body) - json_end))
-        return True
+        lane = self._lane
+        if lane is not None and self._buffer.startswith(self._prefix, self._start):
+            return self._take(lane) or self._receive_head()
+        return self._receive_head()
 
     def _take(self, lane: Lane) -> bool:
         """Let a request that is here take the short way; whether it could."""
@@ -393,14 +319,7 @@ class Connection(asyncio.BufferedProtocol):
             raise HttpError(503, "as many bytes are on their way as may be; ask again later")
         self._reserved = head.length
         here = self._view[stop : self._end]
-        # So that the first binary tensor lies aligned.
-        self._pad = -(head.json_length or 0) % _ALIGNMENT
-        size = self._pad + head.length
-        body = self._app.allocate(head, size) if size > _COPIED_BYTES else None
-        # Not a bytearray: that would first fill it with zeros.
-        self._body = np.empty(size, dtype=np.uint8).data if body is None else body
-        self._have = self._pad + len(here)
-        self._body[self._pad : self._have] = here
+        self._body = Body(head, here, allocate=self._app.allocate)
         self._start = self._end = 0
         if head.expects_continue and len(here) == 0 and self._transport is not None:
             self._transport.write(http.CONTINUE)

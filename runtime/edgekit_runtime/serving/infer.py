@@ -16,16 +16,17 @@ from edgekit_runtime.engines import Tensors
 from edgekit_runtime.pipeline import Frame
 from edgekit_runtime.serving import lane, pictures, v2
 from edgekit_runtime.serving.accesslog import AccessLog
+from edgekit_runtime.serving.application import Request
 from edgekit_runtime.serving.call import Call
-from edgekit_runtime.serving.connection import Connection, Request
+from edgekit_runtime.serving.connection import Connection
 from edgekit_runtime.serving.failures import kind_of, refusal_of
 from edgekit_runtime.serving.form import Prepared
 from edgekit_runtime.serving.job import Job, Outputs
 from edgekit_runtime.serving.models import Models
 from edgekit_runtime.serving.preparation import Preparation
 from edgekit_runtime.serving.replies import HttpCall, to_response
+from edgekit_runtime.serving.retirement import Retired
 from edgekit_runtime.serving.rung import Rung
-from edgekit_runtime.serving.scheduler import Retired
 from edgekit_runtime.serving.served import Served
 from edgekit_runtime.serving.shm import Regions
 

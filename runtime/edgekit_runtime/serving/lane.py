@@ -19,8 +19,8 @@ from edgekit_runtime.serving.form import Prepared, Slot
 from edgekit_runtime.serving.http import Head
 from edgekit_runtime.serving.job import Job, Outputs
 from edgekit_runtime.serving.replies import HttpCall, beginning
+from edgekit_runtime.serving.retirement import Retired
 from edgekit_runtime.serving.rung import Rung
-from edgekit_runtime.serving.scheduler import Retired
 from edgekit_runtime.serving.served import Served
 
 # Of every datatype; the bytes of a request begin at a multiple of it.

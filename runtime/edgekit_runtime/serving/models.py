@@ -176,6 +176,8 @@ class Models:
 
     def discard(self, served: Served) -> None:
         """Close a loaded model that was never made visible; what made room for it goes on."""
+        with self._lock:
+            self._counted.pop(served, None)
         served.close()
         self._go_on(served.name)
 

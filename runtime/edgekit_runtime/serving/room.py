@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from edgekit_runtime.serving.connection import Limits
+    from edgekit_runtime.serving.application import Limits
 
 MIN_IDLE_S = 1.0
 # Connections that are looked at in one turn of the loop: some 50 microseconds.

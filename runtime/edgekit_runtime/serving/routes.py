@@ -15,7 +15,8 @@ import msgspec
 from edgekit.errors import RequestError
 from edgekit_runtime.serving import http, metrics, pages, repository
 from edgekit_runtime.serving.access import Access
-from edgekit_runtime.serving.connection import Connection, Request
+from edgekit_runtime.serving.application import Request
+from edgekit_runtime.serving.connection import Connection
 from edgekit_runtime.serving.http import Response
 from edgekit_runtime.serving.models import Models
 from edgekit_runtime.serving.shm import Regions, Registration

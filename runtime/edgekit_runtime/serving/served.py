@@ -154,7 +154,7 @@ class Served:
         ours = self.default.opened
         if is_earlier and (rung.opened.inputs, rung.opened.outputs) == (ours.inputs, ours.outputs):
             self.default = rung
-            self.scheduler.default = rung
+            self.scheduler.promote(rung)
             self.skipped = {name: why for name, why in self.skipped.items() if name != rung.name}
 
     def submit(self, job: Job, *, alone: bool = False) -> None:

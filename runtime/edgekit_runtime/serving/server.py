@@ -20,8 +20,9 @@ from edgekit_runtime.serving import listen as listening
 from edgekit_runtime.serving.access import Access, Credentials
 from edgekit_runtime.serving.address import Address, Tcp, Unix
 from edgekit_runtime.serving.app import App, Service
+from edgekit_runtime.serving.application import Limits
 from edgekit_runtime.serving.bell import Bell
-from edgekit_runtime.serving.connection import Connection, Limits
+from edgekit_runtime.serving.connection import Connection
 from edgekit_runtime.serving.handshake import TlsListener
 from edgekit_runtime.serving.models import Models
 from edgekit_runtime.serving.repository import Repository

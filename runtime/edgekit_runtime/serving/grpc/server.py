@@ -19,7 +19,7 @@ from edgekit.errors import AccessDenied, ServingError
 from edgekit_runtime.serving.access import Access
 from edgekit_runtime.serving.address import Tcp
 from edgekit_runtime.serving.app import Service
-from edgekit_runtime.serving.connection import Limits
+from edgekit_runtime.serving.application import Limits
 from edgekit_runtime.serving.grpc import inference_pb2 as pb
 from edgekit_runtime.serving.grpc import status
 from edgekit_runtime.serving.grpc.service import Context, InferenceService, token_of
