@@ -9,7 +9,7 @@ BOARD_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/py
 SOURCES := $(shell git ls-files edgekit runtime converters device_profiles 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-torch toolchains perf-analyzer protocol check lint types layers bench system-deps clean
+.PHONY: help demo test test-fast test-torch toolchains perf-analyzer fuzz protocol check lint types layers bench system-deps clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,9 @@ layers: .venv/ready ## Check which package may import which.
 
 bench: .venv/ready ## Measure the figures of the README.
 	$(BIN)/python -m benchmarks
+
+fuzz: .venv/ready ## Fuzz what reads strangers' bytes (atheris; FUZZ_SECONDS for each target).
+	$(BIN)/python -m tests.fuzz.run --seconds $(or $(FUZZ_SECONDS),60)
 
 protocol: ## Make the messages of gRPC anew from the protocol's description.
 	cd runtime/edgekit_runtime/serving/grpc && uv run --no-project --with grpcio-tools==1.85.1 \

@@ -31,6 +31,7 @@ class _Work:
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     providers: tuple[str, ...] = ()
+    placement = None
 
     def __init__(self, machine: Machine, name: str, taken_s: float) -> None:
         self._machine = machine

@@ -310,7 +310,7 @@ def test_the_default_that_the_toolkit_does_not_know_is_written_out() -> None:
 
     (epsilon,) = prepared(source).graph.node[0].attribute
 
-    assert (epsilon.name, epsilon.f) == ("epsilon", np.float32(1e-5))
+    assert (epsilon.name, epsilon.f) == ("epsilon", float(np.float32(1e-5)))
 
 
 def test_the_record_of_a_quantisation_comes_back_and_leaves_other_records_alone() -> None:

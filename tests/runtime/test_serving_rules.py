@@ -346,7 +346,7 @@ def test_a_cache_gives_back_what_was_answered_and_nothing_else() -> None:
     found = cache.get(again, run_ns=1e9)
     assert found is not None
     np.testing.assert_array_equal(found.outputs["y"], _outputs(1)["y"])
-    others = [
+    others: list[tuple[dict[str, Any], str | None]] = [
         ({"x": inputs["x"] + 1}, None),
         ({"x": inputs["x"].reshape(3, 2)}, None),
         ({"x": inputs["x"].view(np.int32)}, None),

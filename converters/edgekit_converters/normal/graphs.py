@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 
 import onnx
-from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
+from google.protobuf.message import EncodeError
 from onnx import helper
 
 from edgekit.errors import BuildError, ModelError

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path, PurePosixPath
 
 import onnx
-from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message
 from onnx import SparseTensorProto, TensorProto, external_data_helper, helper
 
 from edgekit.errors import ModelError
