@@ -154,7 +154,7 @@ def run(
     watch.start()
     loop = new_event_loop()
     try:
-        loop.run_until_complete(_serve(server, models, as_json=as_json))
+        loop.run_until_complete(_serve(server, models, bell=options["bell"], as_json=as_json))
     finally:
         watch.close()
         models.close()
@@ -162,7 +162,7 @@ def run(
         loop.close()
 
 
-async def _serve(server: Server, models: Models, *, as_json: bool) -> None:
+async def _serve(server: Server, models: Models, *, bell: Path | None, as_json: bool) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -176,11 +176,15 @@ async def _serve(server: Server, models: Models, *, as_json: bool) -> None:
         page: dict[str, Any] = {"addresses": where}
         if server.grpc_address is not None:
             page["grpc"] = str(server.grpc_address)
+        if bell is not None:
+            page["bell"] = str(bell)
         page["models"] = [_facts(served) for served in models.served()]
         click.echo(msgspec.json.encode(page).decode())
     else:
         if server.grpc_address is not None:
             where.append(f"{server.grpc_address} (gRPC)")
+        if bell is not None:
+            where.append(f"{bell} (shared memory)")
         click.echo(f"serving on {' and '.join(where)}")
         click.echo(f"try: {_curl(where[0], models.served())}")
     await stopped.wait()

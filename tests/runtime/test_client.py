@@ -435,7 +435,14 @@ def test_requests_on_their_way_are_answered_before_the_server_ends(tmp_path: Pat
             slots = client.open("tiny", slots=8).slots
             for slot in slots:
                 slot.start()
-            until(lambda: models.find("tiny").queue_depth > 0)
+            (caller,) = hung.bell._callers
+            served = models.find("tiny")
+
+            def taken() -> int:
+                waiting = sum(slot._job is not None for slot in caller._slots)
+                return waiting + served.snapshot().succeeded
+
+            until(lambda: taken() >= len(slots))
             hung.loop.call_soon_threadsafe(hung.bell.retire)
             for slot in slots:
                 assert slot.wait()["y"].shape == (1, 32)

@@ -177,7 +177,9 @@ def test_a_request_that_cannot_make_its_deadline_is_refused_at_once(
     models = gated(tmp_path, gates, queue_limit=20)
     with serving(models) as server:
         wires = [Wire(server) for _ in range(9)]
-        for wire in wires:
+        wires[0].send(infer(SAMPLES[:1], parameters={"priority": 1}))
+        assert gates.gates[0].running.wait(10)
+        for wire in wires[1:]:
             wire.send(infer(SAMPLES[:1], parameters={"priority": 1}))
         served = models.find("tiny")
         until(lambda: served.queue_depth >= 8)

@@ -79,9 +79,15 @@ def products_of(model: onnx.ModelProto, *, except_for: Iterable[str] = ()) -> li
 
 
 def is_float_constant(name: str, constants: Constants, *, rank: int) -> bool:
-    """Whether a tensor is a float32 constant of this rank."""
+    """Whether a tensor is a float32 constant of this rank.
+
+    One without values does not count: there is nothing to make smaller, and integer kernels give
+    whatever lay in memory for a product of nothing.
+    """
     tensor = constants.get(name)
-    return tensor is not None and tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == rank
+    if tensor is None or tensor.data_type != TensorProto.FLOAT:
+        return False
+    return len(tensor.dims) == rank and all(tensor.dims)
 
 
 def _product(node: onnx.NodeProto, constants: Constants) -> Product | None:
