@@ -179,9 +179,14 @@ def edges_of(values: Floats) -> tuple[float, ...]:
         margin = _TOLERANCE * max(1.0, abs(value))
         return _rising([value - margin, value + margin])
     if len(distinct) < NOT_FINITE:
-        return _rising((distinct[1:] + distinct[:-1]) / 2)
+        return _rising(_middles(distinct[:-1], distinct[1:]))
     places = np.arange(1, NOT_FINITE) * len(finite) // NOT_FINITE
-    return _rising((finite[places - 1] + finite[places]) / 2)
+    return _rising(_middles(finite[places - 1], finite[places]))
+
+
+def _middles(lower: Floats, upper: Floats) -> Floats:
+    # Halved before they are added: the sum of two large numbers may be no number any more.
+    return lower / 2 + upper / 2
 
 
 def bins_of(numbers: Floats, edges: Floats) -> NDArray[np.intp]:

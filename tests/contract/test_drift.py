@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
@@ -145,6 +145,7 @@ def test_few_different_numbers_have_a_bin_each() -> None:
     assert np.bincount(bins_of(values[:, np.newaxis], table)[:, 0]).tolist() == [7, 1, 2]
 
 
+@example(np.array([9.9e307, 8.1e307]))
 @given(arrays.arrays(np.float64, st.integers(1, 200), elements=FLOATS))
 def test_every_number_is_in_one_bin_and_larger_ones_in_no_lower(values: NDArray[Any]) -> None:
     edges = edges_of(values)
