@@ -111,6 +111,14 @@ class PlacementBroken(EngineError):
     """An engine does not run a variant where its manifest says that it runs."""
 
 
+class LatencyExceeded(EngineError):
+    """A variant runs slower on this board than its manifest allows."""
+
+
+class MemoryExceeded(EngineError):
+    """A variant holds more memory on this board than its manifest allows."""
+
+
 class WorkerLost(EngineError):
     """What ran a model died, hung or grew too large, and the requests it had with it."""
 

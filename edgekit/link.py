@@ -6,7 +6,11 @@ over, and whoever must not lose it (the outbox) keeps it until the other end has
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
+import ssl
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -46,7 +50,7 @@ class Broker(NamedTuple):
 
 
 class Tls(NamedTuple):
-    """Files of a mutual TLS connection."""
+    """Files of a mutual TLS connection; they are read again at every connection."""
 
     ca: Path
     certificate: Path
@@ -97,6 +101,9 @@ class MqttLink:
         on_connect: called in the link's thread after the subscriptions were asked for.
         will: what the broker says when this client is gone.
         tls: for `mqtts://`.
+
+    Raises:
+        ConfigError: `mqtts://` without certificates, or with files that are none.
     """
 
     def __init__(
@@ -127,10 +134,19 @@ class MqttLink:
         self._client.reconnect_delay_set(min_delay=1, max_delay=60)
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=1, retain=True)
+        self._trouble = _Trouble()
+        self._client.enable_logger(self._trouble.logger)
+        self._refused: str | None = None
         if broker.tls:
             if tls is None:
-                raise ConfigError(f"broker {broker.host} wants TLS, and no certificate is set")
-            self._client.tls_set(str(tls.ca), str(tls.certificate), str(tls.key))
+                raise ConfigError(
+                    f"broker {broker.host} wants TLS, and no certificate is set",
+                    hint="edgekit device enroll gets one",
+                )
+            context = tls_context(tls)
+            self._client.tls_set_context(context)
+            self._client.on_pre_connect = lambda *_: _load_again(context, tls)
+        self._client.on_connect_fail = self._failed
         self._client.on_connect = self._connected
         self._client.on_disconnect = self._disconnected
         self._client.on_message = self._received
@@ -139,6 +155,11 @@ class MqttLink:
     @property
     def connected(self) -> bool:
         return self._client.is_connected()
+
+    @property
+    def refused(self) -> str | None:
+        """Why the latest attempt to connect failed; `None` while the link is up."""
+        return self._refused
 
     def start(self) -> None:
         self._client.connect_async(self._broker.host, self._broker.port, keepalive=KEEPALIVE_S)
@@ -163,6 +184,17 @@ class MqttLink:
         if self._client.is_connected():
             self._client.unsubscribe(topic)
 
+    def reconnect(self) -> None:
+        """Drop the connection and make a new one, with the certificates as they are now.
+
+        The will is heard, as after any lost connection.
+        """
+        connection = self._client.socket()
+        if isinstance(connection, socket.socket):
+            with contextlib.suppress(OSError):  # gone already
+                # Only the socket below: TLS has a state that belongs to the link's thread.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Disconnect in good order; the broker then keeps the will to itself."""
         self._client.disconnect()
@@ -172,8 +204,11 @@ class MqttLink:
         self, client: Any, _userdata: Any, _flags: Any, reason: Any, _props: Any
     ) -> None:
         if reason.is_failure:
-            log.warning("broker refused the connection", extra={"reason": str(reason)})
+            # It ends the connection next, and that says less.
+            self._trouble.text = f"the broker says: {reason}"
             return
+        self._refused = None
+        self._trouble.text = ""
         log.info("link up", extra={"broker": f"{self._broker.host}:{self._broker.port}"})
         if self._filters:
             client.subscribe([(item, 1) for item in self._filters])
@@ -182,7 +217,21 @@ class MqttLink:
     def _disconnected(
         self, _client: Any, _data: Any, _flags: Any, reason: Any, _props: Any
     ) -> None:
-        log.info("link down", extra={"reason": str(reason)})
+        # A broker that does not take a certificate ends the connection right after its start.
+        if not reason.is_failure or self._client.is_connected():
+            log.info("link down", extra={"reason": str(reason)})
+        else:
+            # NATS ends it without a word where it does not know who connects.
+            self._refuse(self._trouble.text or f"the broker ended the connection ({reason})")
+        self._trouble.text = ""
+
+    def _failed(self, _client: Any, _userdata: Any) -> None:
+        self._refuse(str(sys.exc_info()[1] or "no connection"))
+
+    def _refuse(self, reason: str) -> None:
+        if reason != self._refused:
+            log.warning("no link", extra={"broker": self._broker.host, "reason": reason})
+        self._refused = reason
 
     def _subscribed(
         self, _client: Any, _userdata: Any, _id: Any, reasons: Sequence[Any], _props: Any
@@ -199,3 +248,40 @@ class MqttLink:
             log.warning("message dropped", extra={"topic": message.topic, "error": str(e)})
         except Exception:  # what nobody foresaw must not end the link's thread without a word
             log.exception("message failed", extra={"topic": message.topic})
+
+
+class _Trouble(logging.Handler):
+    """The last error in paho's own log: nowhere else it tells why a connection was lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        # Not among the loggers by name: each link has its own, and nothing else of it is kept.
+        self.logger = logging.Logger("paho", level=logging.ERROR)
+        self.logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """What a client needs to connect with these files, raising `ConfigError` for unusable ones."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load(context, tls)
+    return context
+
+
+def _load_again(context: ssl.SSLContext, tls: Tls) -> None:
+    try:
+        _load(context, tls)
+    except ConfigError as e:  # the link goes on with those it has
+        log.error("certificates cannot be read", extra={"error": str(e)})
+
+
+def _load(context: ssl.SSLContext, tls: Tls) -> None:
+    try:
+        context.load_verify_locations(tls.ca)
+        context.load_cert_chain(tls.certificate, tls.key)
+    except OSError as e:  # what ssl raises is one too
+        raise ConfigError(f"{tls.certificate}, its key or {tls.ca} is not usable: {e}") from e

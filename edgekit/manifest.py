@@ -74,6 +74,18 @@ class Needs(Strict, frozen=True, kw_only=True):
     opset: int | None = None
 
 
+class Limits(Strict, frozen=True, kw_only=True):
+    """What a variant may cost on the board; one that costs more does not serve there.
+
+    Attributes:
+        max_latency_ms: median time within the engine for one sample.
+        max_memory_mb: that the open model holds.
+    """
+
+    max_latency_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    max_memory_mb: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
 class Golden(Strict, frozen=True, kw_only=True):
     """What a device must reproduce before the variant serves.
 
@@ -116,7 +128,12 @@ class Artifact(Strict, frozen=True, kw_only=True):
 
 
 class Manifest(Strict, frozen=True, kw_only=True):
-    """Everything that decides what a bundle is; its sha256 is the bundle's digest."""
+    """Everything that decides what a bundle is; its sha256 is the bundle's digest.
+
+    Attributes:
+        limits: left out of the JSON where the recipe sets none, so that such a bundle is what it
+            always was, and readers that know no limits take it.
+    """
 
     format: Literal[1] = FORMAT
     name: ModelName
@@ -124,6 +141,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
     profile: DeviceProfile
     model: Model
     pipeline: Pipeline = Pipeline()
+    limits: Limits | msgspec.UnsetType = msgspec.UNSET
     variants: Annotated[tuple[Variant, ...], msgspec.Meta(min_length=1, max_length=64)]
     entries: dict[EntryName, Artifact] = {}
     tools: dict[str, str] = {}

@@ -28,9 +28,14 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Digest = Annotated[str, msgspec.Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
 UpdateState = Literal[
-    "idle", "fetching", "verifying", "staged", "probing", "active", "confirmed", "rolled_back",
-    "failed",
+    "idle", "fetching", "verifying", "staged", "probing", "canary", "active", "confirmed",
+    "rolled_back", "failed",
 ]  # fmt: skip
+# What goes first where there is no room, the least important first: older before newer.
+Importance = Literal["telemetry", "event", "error"]
+IMPORTANCES: tuple[Importance, ...] = ("telemetry", "event", "error")
+# What telemetry tells only where it changed.
+Part = Literal["about", "slots", "drift"]
 
 M = TypeVar("M", bound="Message")
 
@@ -57,15 +62,20 @@ class Counted(Message, frozen=True, kw_only=True):
         seq: counts up from 1 within a boot, over telemetry and events together.
         floor: lowest `seq` of this boot still in the outbox; below it nothing will come any more.
         at: the device's wall clock, milliseconds since 1970 UTC; it may step.
+        up: milliseconds on the device's monotonic clock when the message was made; 0 for unknown.
+        sent: the same clock at this sending, so that `sent` - `up` is the message's age whatever
+            the wall clock did; 0 for a message of an earlier boot, whose clock is over.
     """
 
     boot: Boot
     seq: Seq
     floor: Seq
     at: Count
+    up: Count = 0
+    sent: Count = 0
 
 
-class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
+class ModelFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one variant of one model did since the last telemetry.
 
     Attributes:
@@ -101,7 +111,7 @@ class DriftSketch(msgspec.Struct, frozen=True, kw_only=True):
     counts: Annotated[str, msgspec.Meta(max_length=8192)]
 
 
-class DriftFigures(msgspec.Struct, frozen=True, kw_only=True):
+class DriftFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether a model still sees, and answers, what it was evaluated on.
 
     Attributes:
@@ -126,7 +136,7 @@ class DriftFigures(msgspec.Struct, frozen=True, kw_only=True):
     sketch: DriftSketch | None = None
 
 
-class Resources(msgspec.Struct, frozen=True, kw_only=True):
+class Resources(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the daemon and the board use now; `None` where the board does not tell.
 
     Attributes:
@@ -146,14 +156,46 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     throttled: tuple[Text, ...] = ()
 
 
+class OutboxFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What waits in the outbox, and what it gave up since the daemon started.
+
+    Attributes:
+        waiting: messages that are not acknowledged, this one not counted.
+        dropped: messages given up for room or age, by importance.
+        dropped_bytes: of their payloads.
+    """
+
+    waiting: Count = 0
+    dropped: dict[Importance, Count] = {}
+    dropped_bytes: Count = 0
+
+
+class About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the device runs on; `engines` are the libraries that are installed, with versions."""
+
+    edgekit: Text
+    python: Text
+    machine: Text
+    system: Text
+    engines: dict[str, Text] = {}
+
+
 class Telemetry(Counted, frozen=True, kw_only=True):
-    """`telemetry`."""
+    """`telemetry`.
+
+    `about`, `slots` and `drift` are parts: told when they change, and again every hour. `told`
+    says for each which message of this boot carried it as it is now. Where that message never
+    came, the part is unknown; it is never taken for an older one.
+    """
 
     period_s: float
     models: tuple[ModelFigures, ...] = ()
+    told: dict[Part, Seq] = {}
+    about: About | None = None
+    slots: dict[ModelName, ModelState] | None = None
     drift: tuple[DriftFigures, ...] = ()
     resources: Resources
-    outbox_dropped: Count = 0
+    outbox: OutboxFigures = OutboxFigures()
 
 
 class Event(Counted, frozen=True, kw_only=True):
@@ -177,7 +219,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         digest: the bundle's digest (its manifest's sha256).
-        url: where to fetch the `.edge` file, absolute or relative to the device's repository.
+        url: where to fetch the `.edge` file, absolute or relative to the device's repository; to
+            an enrolled device its path among the targets of the fleet's signed repository.
         sha256: of the whole file.
     """
 
@@ -189,9 +232,17 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Desired(Message, frozen=True, kw_only=True):
-    """`state/desired`, retained: what the coordinator wants; a lower `serial` is ignored."""
+    """`state/desired`, retained: what the coordinator wants; a lower `serial` is ignored.
+
+    An enrolled device takes it only in a signed envelope (`edgekit.envelope`), and only where
+    `device` is its own name: else a broker could hand it another device's wishes.
+
+    Attributes:
+        device: `SITE/ID`; empty where nothing is signed.
+    """
 
     serial: Seq
+    device: Annotated[str, msgspec.Meta(max_length=127)] = ""
     models: dict[ModelName, Wanted] = {}
 
 
@@ -204,6 +255,8 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
         target: version of the latest update.
         reason: code of why the latest update failed or was rolled back.
         detail: the same for people.
+        progress: of the present state, 0 to 1, where it can tell.
+        figures: what a canary has measured, by name.
     """
 
     version: ModelVersion | None = None
@@ -214,6 +267,7 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     detail: Text | None = None
     progress: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    figures: dict[str, float] = {}
 
 
 class Reported(Message, frozen=True, kw_only=True):

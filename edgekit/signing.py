@@ -182,7 +182,12 @@ def sign(name: str, digests: Mapping[str, str], key: SigningKey) -> bytes:
     envelope = {
         "payload": base64.b64encode(payload).decode(),
         "payloadType": _PAYLOAD_TYPE,
-        "signatures": [{"sig": base64.b64encode(key.sign(_pae(payload))).decode(), "keyid": ""}],
+        "signatures": [
+            {
+                "sig": base64.b64encode(key.sign(pae(payload, kind=_PAYLOAD_TYPE))).decode(),
+                "keyid": "",
+            }
+        ],
     }
     return canonical(
         {
@@ -218,7 +223,7 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
             UntrustedError: none of `trusted` did.
             IntegrityError: one did, and the signature names another.
         """
-        message = _pae(self.payload)
+        message = pae(self.payload, kind=_PAYLOAD_TYPE)
         for key in trusted:
             if key.verify(self.sig, message):
                 if key.id != self.hint:
@@ -294,7 +299,7 @@ def _statement(name: str, digests: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _pae(payload: bytes) -> bytes:
+def pae(payload: bytes, *, kind: str) -> bytes:
     """DSSE's pre-authentication encoding (secure-systems-lab/dsse, protocol.md)."""
-    kind = _PAYLOAD_TYPE.encode()
-    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+    name = kind.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(name), name, len(payload), payload)

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit import bundle, tensors
 from edgekit.bundle import GOLDEN_INPUTS, GOLDEN_REFERENCE, Bundle
-from edgekit.manifest import Golden, Manifest, Model, Needs, Pipeline, TensorSpec, Variant
+from edgekit.manifest import Golden, Limits, Manifest, Model, Needs, Pipeline, TensorSpec, Variant
 from edgekit.profile import DeviceProfile, EngineSpec, Placement, Quality
 from edgekit.signing import SigningKey
 
@@ -115,6 +116,7 @@ def write(
     beside: Mapping[str, bytes] = {},
     extra: Mapping[str, bytes] = {},
     pipeline: Pipeline = Pipeline(),  # noqa: B008 - frozen
+    limits: Limits | None = None,
 ) -> Path:
     """Write a signed bundle `NAME-VERSION-PROFILE.edge` into `folder` and return its path.
 
@@ -134,6 +136,7 @@ def write(
             tensors that gives something else.
         extra: further entries.
         pipeline: steps before and after the model.
+        limits: what its variants may cost on a board.
     """
     if model is None:
         widths = (FEATURES, 2048, 512, CLASSES) if large else (FEATURES, 32, CLASSES)
@@ -154,6 +157,7 @@ def write(
             source_sha256=hashlib.sha256(model).hexdigest(), inputs=(inputs,), outputs=(outputs,)
         ),
         pipeline=pipeline,
+        limits=limits or msgspec.UNSET,
         variants=(*variants, runs, *others),
     )
     entries: dict[str, bytes | Path] = {

@@ -92,6 +92,8 @@ _counted: dict[str, Any] = {
     "seq": seqs,
     "floor": seqs,
     "at": counts,
+    "up": counts,
+    "sent": counts,
 }
 _wanted = st.builds(
     messages.Wanted,
@@ -125,7 +127,9 @@ payloads: st.SearchStrategy[messages.Message] = st.one_of(
         period_s=finite,
         models=st.lists(_figures, max_size=2).map(tuple),
         resources=_resources,
-        outbox_dropped=counts,
+        told=st.dictionaries(st.sampled_from(["about", "slots", "drift"]), seqs, max_size=3),
+        slots=st.none() | st.dictionaries(model_names, _model_states, max_size=2),
+        outbox=st.builds(messages.OutboxFigures, waiting=counts, dropped_bytes=counts),
     ),
     st.builds(
         messages.Event,

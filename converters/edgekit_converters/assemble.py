@@ -6,8 +6,11 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import msgspec
+
 from edgekit import bundle, manifest, storage, tensors
-from edgekit.manifest import Golden, Manifest, Model, Pipeline, Variant
+from edgekit.manifest import Golden, Limits, Manifest, Model, Pipeline, Variant
+from edgekit.recipe import Budget
 from edgekit_converters import (
     drift_reference,
     evidence,
@@ -129,6 +132,7 @@ def _evidence(workshop: Workshop, content: Manifest, files: Entries) -> Entries:
             recipe=workshop.recipe,
             shapes=workshop.shapes,
             data=data,
+            base=workshop.grids.digest if workshop.grids else None,
             lock=lock,
         ),
     }
@@ -158,6 +162,7 @@ def _manifest(workshop: Workshop, findings: Findings, artifacts: Mapping[str, st
             source_sha256=workshop.source.sha256, inputs=workshop.inputs, outputs=workshop.outputs
         ),
         pipeline=Pipeline(pre=workshop.recipe.preprocess, post=workshop.recipe.postprocess),
+        limits=limits_of(workshop.recipe.budget),
         variants=tuple(
             Variant(
                 name=name,
@@ -177,6 +182,12 @@ def _manifest(workshop: Workshop, findings: Findings, artifacts: Mapping[str, st
         tools=_tools(workshop, findings),
         not_reproducible=tuple(sorted({artifacts[name] for name in _varying(findings)})),
     )
+
+
+def limits_of(budget: Budget) -> Limits | msgspec.UnsetType:
+    """What the board holds the variants to; nothing where the recipe sets no limit."""
+    found = Limits(max_latency_ms=budget.max_latency_ms, max_memory_mb=budget.max_memory_mb)
+    return msgspec.UNSET if found == Limits() else found
 
 
 def _tools(workshop: Workshop, findings: Findings) -> dict[str, str]:

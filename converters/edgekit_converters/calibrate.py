@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -37,6 +37,9 @@ from edgekit_converters.ranges import (
 from edgekit_runtime.engines import ENGINES, Tensors
 from edgekit_runtime.engines.batches import SampleArrays, iter_batches
 
+if TYPE_CHECKING:
+    from edgekit_converters.grids import Grids
+
 MAX_SAMPLES = 64
 KEPT_CALIBRATORS = 2
 """How many models' observations are kept: the one at hand, and what it was made from."""
@@ -54,6 +57,7 @@ class Calibration:
         arrays: samples by input, axis 0 counting them; at most `MAX_SAMPLES`, evenly spread, are
             used. Only slices of axis 0 are taken, so they may be read from a file on demand.
         scratch: a folder for temporary models.
+        grids: of an earlier bundle, for passes that can keep them; None to choose all anew.
     """
 
     def __init__(
@@ -62,7 +66,9 @@ class Calibration:
         inputs: tuple[TensorSpec, ...],
         arrays: SampleArrays,
         scratch: Path,
+        grids: Grids | None = None,
     ) -> None:
+        self.grids = grids
         self._inputs = inputs
         self._arrays = arrays
         self._scratch = scratch

@@ -70,6 +70,7 @@ class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
     "--trust-pickle", is_flag=True, help="Load pickles, which run whatever code is in them."
 )
 @click.option("--weights", type=_FILE, help="Arrays (.safetensors) in place of the model's.")
+@click.option("--base", type=_FILE, help="Earlier bundle: keep its int8 scales where they fit.")
 @click.option("--name", help="Name of the model; default from the file's name.")
 @click.option("--version", default="0.1.0", show_default=True, help="Semantic version.")
 @click.option("--key", type=_FILE, help="Signing key; default this workstation's own.")
@@ -90,6 +91,7 @@ def build(
     constants: tuple[str, ...],
     trust_pickle: bool,
     weights: Path | None,
+    base: Path | None,
     name: str | None,
     version: str,
     key: Path | None,
@@ -103,7 +105,7 @@ def build(
     Example: edgekit build model.onnx --profile raspberry-pi-5 --data samples.npz
     """
     from edgekit_converters import build as building
-    from edgekit_converters import report, source
+    from edgekit_converters import grids, report, source
     from edgekit_converters.cache import Cache
     from edgekit_converters.console import Console
     from edgekit_converters.evidence import licences
@@ -135,6 +137,7 @@ def build(
     failed: list[tuple[str, EdgekitError]] = []
     with _scratch() as scratch, console.steps() as say:
         say(f"reading {model.name}")
+        kept = None if base is None else grids.read(base, scratch=scratch)
         workshop = Workshop(
             source.read(model, weights=weights, trust_pickle=trust_pickle),
             recipe=recipe,
@@ -142,6 +145,7 @@ def build(
             data=data,
             scratch=scratch,
             cache=cache,
+            grids=kept,
         )
         for board in boards:
             try:

@@ -29,6 +29,7 @@ from edgekit_converters.calibrate import Calibration
 from edgekit_converters.data import Parts, Samples
 from edgekit_converters.forms import Forms
 from edgekit_converters.golden_pictures import Raw
+from edgekit_converters.grids import Grids
 from edgekit_converters.inspect import macs_by_node, peak_activation_bytes
 from edgekit_converters.normalise import (
     Normalised,
@@ -84,6 +85,7 @@ class Workshop:
         data: where samples are; None for none.
         scratch: a folder for temporary files, which the caller removes.
         cache: what earlier builds worked out.
+        grids: of an earlier bundle, which is to be kept where they fit; None to choose all anew.
 
     Raises:
         ModelError: the engine cannot run the source.
@@ -100,13 +102,17 @@ class Workshop:
         data: Path | None,
         scratch: Path,
         cache: Cache,
+        grids: Grids | None = None,
     ) -> None:
+        self.grids = grids
         self.source = source
         self.recipe = recipe
         self.shapes = dict(shapes)
         self.scratch = scratch
         self.cache = cache
         self.notes: tuple[str, ...] = ()
+        if grids is not None:
+            self.notes += (f"int8 scales of {grids.digest} are kept where they fit",)
         self._forms = (
             Forms(source, recipe=recipe, tools=self.tools, cache=cache)
             if isinstance(source, OnnxSource)
@@ -128,6 +134,7 @@ class Workshop:
             recipe.split,
             recipe.training,
             recipe.constants,
+            grids.digest if grids else None,
         )
         self._require_memory()
         golden = self.reference("golden")
@@ -160,7 +167,10 @@ class Workshop:
         if self.parts.calibration is None:
             return None
         return Calibration(
-            inputs=self.inputs, arrays=self.parts.calibration.arrays, scratch=self.scratch
+            inputs=self.inputs,
+            arrays=self.parts.calibration.arrays,
+            scratch=self.scratch,
+            grids=self.grids,
         )
 
     def locks(self, target: Target) -> dict[str, str]:

@@ -11,9 +11,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
-import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -25,30 +23,38 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from edgekit import container
-from edgekit.errors import BundleError, EdgekitError, StorageError, UntrustedError, UsageError
-from edgekit.fleet import files, inventory, repository, rollout_views, rollouts, series
+from edgekit.errors import (
+    BundleError,
+    EdgekitError,
+    MessageError,
+    StorageError,
+    UntrustedError,
+    UsageError,
+)
+from edgekit.fleet import (
+    bodies,
+    control_routes,
+    enrolment_routes,
+    files,
+    inventory,
+    repository,
+    repository_routes,
+    rollout_views,
+    rollouts,
+    series,
+)
+from edgekit.fleet.bodies import Json
 from edgekit.fleet.coordinator import Coordinator
 from edgekit.fleet.guard import SameOrigin, SecurityHeaders
 from edgekit.fleet.metrics import registry_of
 from edgekit.fleet.overview import LIST_LIMIT, Overviews, events_of
 from edgekit.fleet.store import UnknownId
 
-T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 WEB = Path(__file__).parent / "web"
-MAX_BODY_BYTES = 1 << 20
 _LIVE_S = 1.0
 _KEEPALIVE_EVERY = 15
-
-
-class Json(Response):
-    """A value as JSON; figures that do not exist are null."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return msgspec.json.encode(content)
 
 
 def application(coordinator: Coordinator, *, hosts: Sequence[str]) -> Starlette:
@@ -71,10 +77,13 @@ def application(coordinator: Coordinator, *, hosts: Sequence[str]) -> Starlette:
         Route("/api/rounds", api.list_series),
         Route("/api/rounds", api.start_rounds, methods=["POST"]),
         Route("/api/rounds/{id:int}", api.show_series),
-        Route("/repository/{name}", api.file),
+        *control_routes.routes(store=coordinator.store, control=coordinator.control),
+        *repository_routes.routes(coordinator.repository),
         Route("/metrics", api.metrics),
         Mount("/web", StaticFiles(directory=WEB)),
     ]
+    if coordinator.registrar is not None:
+        routes += enrolment_routes.routes(coordinator.registrar.office)
     return Starlette(
         routes=routes,
         middleware=[
@@ -173,7 +182,8 @@ class Api:
 
     async def create_rollout(self, request: Request) -> Response:
         """Begin a rollout (`rollouts.Request`)."""
-        asked = await _body(request, rollouts.Request)
+        asked = await bodies.read(request, rollouts.Request)
+        await run_in_threadpool(self._coordinator.repository.notice)
         number = await run_in_threadpool(self._coordinator.rollouts.create, asked)
         self._coordinator.wake()
         return Json(await run_in_threadpool(self._rollout, number), status_code=201)
@@ -204,26 +214,14 @@ class Api:
 
     async def start_rounds(self, request: Request) -> Response:
         """Begin a series of rounds (`series.Request`)."""
-        asked = await _body(request, series.Request)
+        asked = await bodies.read(request, series.Request)
+        await run_in_threadpool(self._coordinator.repository.notice)
         number = await run_in_threadpool(self._coordinator.rounds.begin, asked)
         return Json(await run_in_threadpool(self._series, number), status_code=201)
 
     async def show_series(self, request: Request) -> Response:
         """One series of rounds."""
         return Json(await run_in_threadpool(self._series, request.path_params["id"]))
-
-    async def file(self, request: Request) -> Response:
-        """A bundle, whole or by range; its name is its sha256, and so is its ETag."""
-        name = request.path_params["name"]
-        path = await run_in_threadpool(self._coordinator.repository.file, name)
-        return FileResponse(
-            path,
-            media_type="application/octet-stream",
-            headers={
-                "etag": f'"{name.removesuffix(repository.SUFFIX)}"',
-                "cache-control": "public, max-age=31536000, immutable",
-            },
-        )
 
     async def metrics(self, _: Request) -> Response:
         """Prometheus text."""
@@ -254,19 +252,6 @@ class Api:
 
 async def _page(_: Request) -> Response:
     return FileResponse(WEB / "index.html", headers={"cache-control": "no-cache"})
-
-
-async def _body(request: Request, kind: type[T]) -> T:
-    """The JSON body of a request, raising `UsageError` that names the wrong field."""
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MAX_BODY_BYTES:
-            raise UsageError(f"the request has more than {MAX_BODY_BYTES} bytes")
-    try:
-        return msgspec.json.decode(bytes(raw), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-        raise UsageError(f"the request is not valid: {e}") from e
 
 
 async def _receive(request: Request, path: Path, *, limit: int) -> None:
@@ -314,4 +299,4 @@ def _status(error: EdgekitError) -> int:
         return 422
     if isinstance(error, StorageError):
         return 507
-    return 400 if isinstance(error, UsageError) else 409
+    return 400 if isinstance(error, (UsageError, MessageError)) else 409

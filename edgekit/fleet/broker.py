@@ -6,19 +6,25 @@ child never outlives its parent, whichever way the parent ends.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
+import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sysconfig
 import time
 from pathlib import Path
+from typing import Literal
 
 from edgekit import storage
 from edgekit.errors import LinkError
+from edgekit.fleet import broker_config
 from edgekit.fleet.address import Address, Claim
+from edgekit.fleet.folder import FleetFolder
 from edgekit.link import MAX_PACKET_BYTES
 
 log = logging.getLogger(__name__)
@@ -29,6 +35,8 @@ STOP_TIMEOUT_S = 10.0
 _CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"
 _CONNACK = b"\x20\x02\x00\x00"
 _PR_SET_PDEATHSIG = 1
+# How soon a device that was enrolled can connect, and one that was revoked is cut off.
+_WATCH_S = 0.2
 
 
 class Broker:
@@ -37,13 +45,16 @@ class Broker:
     Args:
         listen: where MQTT clients connect; port 0 takes a free one.
         state: folder of the configuration, the store and the log.
+        fleet: folder whose devices may connect, over mutual TLS, each with its own rights; they are
+            read again when they change. `None` lets everybody do everything.
 
     Raises:
         LinkError: the port is in use, the binary is missing, or the broker does not start.
         StorageError: the state folder cannot be used.
     """
 
-    def __init__(self, *, listen: Address, state: Path) -> None:
+    def __init__(self, *, listen: Address, state: Path, fleet: FleetFolder | None = None) -> None:
+        self._fleet = fleet
         self._claim = Claim(state, what="broker")
         try:
             self.state = state
@@ -63,7 +74,7 @@ class Broker:
 
     @property
     def url(self) -> str:
-        return f"mqtt://{self.listen}"
+        return f"{'mqtts' if self._fleet else 'mqtt'}://{self.listen}"
 
     @property
     def pid(self) -> int:
@@ -71,7 +82,7 @@ class Broker:
 
     def wait(self) -> None:
         """Return when the broker was closed; raise `LinkError` where it ended by itself."""
-        code = self._process.wait()
+        code = self._wait()
         raise LinkError(
             f"the broker ended by itself with code {code}: {self._last_line()}",
             hint=f"its log is {self._log}",
@@ -88,7 +99,37 @@ class Broker:
                 self._process.wait()
         self._claim.release()
 
+    def _wait(self) -> int:
+        """The exit code of the child, which reads the fleet's devices again when they change."""
+        if self._fleet is None:
+            return self._process.wait()
+        known = self._users()
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._process.wait(_WATCH_S)
+            found = self._users()
+            if found not in (known, None):
+                known = found
+                self._process.send_signal(signal.SIGHUP)
+                log.info("broker reads the fleet's devices again")
+
+    def _users(self) -> tuple[tuple[int, int], ...] | None:
+        """Which versions of the fleet's files there are; they are replaced, never written to."""
+        assert self._fleet is not None
+        files = (self._fleet.broker / broker_config.NATS_USERS, self._fleet.broker_certificate)
+        try:
+            return tuple((stat.st_ino, stat.st_mtime_ns) for stat in map(os.stat, files))
+        except OSError:  # a folder that is being copied here anew
+            return None
+
     def _configuration(self) -> str:
+        if self._fleet is not None:
+            here = self._fleet.broker.absolute()
+            # NATS takes every path of an included file as relative to the including one.
+            users = os.path.relpath(here / broker_config.NATS_USERS, self.state.absolute())
+            return broker_config.nats(
+                listen=self.listen, tls=here, store=self.state, log=self._log, users=users
+            )
         # The NATS protocol itself stays on loopback and on a port that the system chooses.
         return f"""\
 server_name: edgekit
@@ -104,7 +145,7 @@ mqtt {{ host: "{self.listen.host}", port: {self.listen.port} }}
 
     def _await_mqtt(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not answers_mqtt(self.listen, timeout_s=1.0):
+        while not self._is_up():
             if self._process.poll() is not None:
                 raise LinkError(
                     f"the broker did not start on {self.listen}: {self._last_line()}",
@@ -116,6 +157,16 @@ mqtt {{ host: "{self.listen.host}", port: {self.listen.port} }}
                     hint=f"its log is {self._log}",
                 )
             time.sleep(0.02)
+
+    def _is_up(self) -> bool:
+        if self._fleet is None:
+            return answers_mqtt(self.listen, timeout_s=1.0)
+        # Nobody gets in without a certificate: that it listens is all that is seen from here.
+        try:
+            with socket.create_connection((_reachable(self.listen.host), self.listen.port), 1.0):
+                return True
+        except OSError:
+            return False
 
     def _last_line(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
@@ -134,14 +185,42 @@ def find_server() -> str:
     return found
 
 
+Knocked = Literal["accepted", "refused", "unreachable"]
+
+
 def answers_mqtt(address: Address, *, timeout_s: float) -> bool:
     """Whether something at `address` accepts an MQTT connection now."""
+    return knock(address, timeout_s=timeout_s) == "accepted"
+
+
+def knock(
+    address: tuple[str, int], *, timeout_s: float, tls: ssl.SSLContext | None = None
+) -> Knocked:
+    """What becomes of an MQTT connection without a name to `address`; it is closed again.
+
+    With TLS, `refused` also stands for a broker that does not take our certificate; one whose own
+    certificate we do not take is not the one that was meant, so that is `unreachable`.
+    """
     try:
-        with socket.create_connection(address, timeout=timeout_s) as connection:
-            connection.sendall(_CONNECT)
-            return connection.recv(4) == _CONNACK
+        connection = socket.create_connection(address, timeout=timeout_s)
     except OSError:
-        return False
+        return "unreachable"
+    try:
+        with connection:
+            if tls is not None:
+                connection = tls.wrap_socket(connection, server_hostname=address[0])
+            with connection:
+                connection.sendall(_CONNECT)
+                return "accepted" if connection.recv(4) == _CONNACK else "refused"
+    except (TimeoutError, ssl.SSLCertVerificationError):
+        return "unreachable"
+    except OSError:  # a reset, or an alert of TLS
+        return "refused"
+
+
+def _reachable(host: str) -> str:
+    """Where a server that listens on `host` is found from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
 
 
 def _free(listen: Address) -> Address:

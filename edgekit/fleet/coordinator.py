@@ -17,18 +17,22 @@ import msgspec
 
 from edgekit import link, topics
 from edgekit.clock import Clock
-from edgekit.errors import FleetError, LinkError, StorageError
-from edgekit.fleet import broker, ingest, telemetry
+from edgekit.control import RESULT_FILTER
+from edgekit.errors import ConfigError, LinkError, MessageError, StorageError
+from edgekit.fleet import broker, control_rows, ingest, telemetry
 from edgekit.fleet.address import Address, Claim
+from edgekit.fleet.control import Control
 from edgekit.fleet.desired import Sender
 from edgekit.fleet.files import Files
+from edgekit.fleet.folder import FleetFolder
 from edgekit.fleet.ingest import Ingest
+from edgekit.fleet.registrar import Registrar
 from edgekit.fleet.release import Builder
 from edgekit.fleet.repository import Repository
 from edgekit.fleet.rollouts import Rollouts
 from edgekit.fleet.rounds import Rounds
 from edgekit.fleet.store import Store
-from edgekit.signing import PublicKey
+from edgekit.signing import PublicKey, SigningKey
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How a coordinator runs.
 
     Attributes:
+        broker: URL of the broker.
+        fleet: the fleet's folder; `None` takes everybody and everything (demo mode).
         state: folder of the store, the repository and the files of rounds.
         sites: the sites whose devices it keeps.
         trusted: keys whose bundles it takes.
@@ -55,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sites: tuple[str, ...]
     trusted: Sequence[PublicKey]
     key: Path | None
+    fleet: FleetFolder | None = None
     keep_messages_s: float = 7 * 86400.0
     keep_figures_s: float = 30 * 86400.0
 
@@ -71,15 +78,13 @@ class Coordinator:
         self.settings = settings
         self._clock = clock
         self._broker = link.Broker.parse(settings.broker)
-        require_broker(self._broker)
+        require_broker(self._broker, fleet=settings.fleet)
         self._claim = Claim(settings.state, what="coordinator")
-        self.store = Store.in_folder(settings.state)
-        self.repository = Repository(
-            store=self.store,
-            folder=settings.state / "repository",
-            trusted=settings.trusted,
-            clock=clock,
+        self.registrar = (
+            Registrar(settings.fleet, clock=clock) if settings.fleet is not None else None
         )
+        self.store = Store.in_folder(settings.state)
+        self.repository = _repository(settings, store=self.store, clock=clock)
         self.files = Files(settings.state / "files")
         self.rollouts = Rollouts(store=self.store, clock=clock)
         self.ingest = Ingest(
@@ -91,10 +96,18 @@ class Coordinator:
             repository=self.repository,
             files=self.files,
             rollouts=self.rollouts,
-            builder=Builder(key=settings.key, state=settings.state / "rounds"),
+            builder=Builder(key=_round_key(settings), state=settings.state / "rounds"),
             publish=self._publish_retained,
         )
-        self._sender = Sender(store=self.store, publish=self._publish_retained)
+        control_key = SigningKey.read(settings.fleet.control_key) if settings.fleet else None
+        self._sender = Sender(store=self.store, publish=self._publish_retained, key=control_key)
+        self.control = Control(
+            store=self.store,
+            clock=clock,
+            publish=self._publish,
+            key=control_key,
+            on_change=self.wake,
+        )
         self._link = link.MqttLink(
             self._broker,
             # Coordinators of other sites may use the same broker.
@@ -102,6 +115,7 @@ class Coordinator:
             filters=_filters(settings.sites),
             on_message=self._receive,
             on_connect=self._connected,
+            tls=settings.fleet.client_tls if settings.fleet is not None else None,
         )
         self._wake = threading.Event()
         self._first_up = threading.Event()
@@ -131,9 +145,11 @@ class Coordinator:
         deadline_s = self._clock.monotonic() + _CONNECT_TIMEOUT_S
         while not self._first_up.wait(_LINK_ROOM_S):
             if self._clock.monotonic() > deadline_s:
+                reason = self._link.refused or "it does not answer"
                 raise LinkError(
-                    f"the broker at {self.settings.broker} does not let the coordinator in",
-                    hint="the log above has its reason",
+                    f"the broker at {self.settings.broker} does not let the coordinator in:"
+                    f" {reason}",
+                    hint="edgekit broker starts one; --broker names another",
                 )
 
     def close(self) -> None:
@@ -153,9 +169,11 @@ class Coordinator:
 
     def _receive(self, topic: str, payload: bytes) -> None:
         parsed = topics.parse(topic)
+        if parsed is not None and self.registrar and not self.registrar.has(parsed):
+            raise MessageError("the device is not enrolled, or was revoked")
         if isinstance(parsed, topics.UpdateTopic):
             self.rounds.receive(parsed, payload)
-        else:
+        elif parsed is None or not self.control.receive(parsed, payload):
             self.ingest.receive(topic, payload)
 
     def _connected(self) -> None:
@@ -168,10 +186,14 @@ class Coordinator:
         pruned_s = self._clock.monotonic()
         while not self._closing.is_set():
             try:
+                if self.registrar is not None:
+                    self.registrar.refresh()
                 all_sent = self._step()
                 if self._clock.monotonic() - pruned_s > _PRUNE_EVERY_S:
                     pruned_s = self._clock.monotonic()
                     self._prune()
+                    if self.registrar is not None:
+                        self.registrar.renew_services()
             except StorageError as e:
                 log.error("rollouts wait: %s", e)
                 all_sent = True
@@ -182,9 +204,12 @@ class Coordinator:
         """Carry rollouts on and send what they desire; whether all of it was sent."""
         if self._reconnected.is_set():
             self._sender.forget()
+            self.control.forget()
             self._reconnected.clear()
+        self.repository.look_after()
         self.rollouts.step()
-        return self._sender.flush()
+        are_asked = self.control.step()
+        return self._sender.flush() and are_asked
 
     def _prune(self) -> None:
         now_ms = self._clock.now_ms()
@@ -193,6 +218,7 @@ class Coordinator:
             messages = ingest.prune(connection, before_ms=now_ms - kept_ms)
             kept_ms = round(self.settings.keep_figures_s * 1000)
             minutes = telemetry.prune(connection, before_ms=now_ms - kept_ms)
+            control_rows.prune(connection, before_ms=now_ms - kept_ms)
         log.info("old rows removed", extra={"messages": messages, "minutes": minutes})
 
     def _publish(self, topic: str, payload: bytes) -> bool:
@@ -202,12 +228,21 @@ class Coordinator:
         return self._link.publish(topic, payload, retain=True)
 
 
-def require_broker(address: link.Broker) -> None:
-    """Refuse to start without a broker; one that goes away later is waited for."""
-    if address.tls:
-        raise FleetError(
-            "a coordinator does not speak mqtts:// yet", hint="use mqtt:// on this machine"
+def require_broker(address: link.Broker, *, fleet: FleetFolder | None = None) -> None:
+    """Refuse to start without a broker; one that goes away later is waited for.
+
+    Raises:
+        LinkError: none answers. One over TLS is not asked here: `Coordinator.start` is.
+        ConfigError: a fleet whose broker is not over TLS, or TLS without a fleet.
+    """
+    if address.tls != (fleet is not None):
+        raise ConfigError(
+            "mqtts:// and a fleet's folder go together: "
+            + ("--fleet is missing" if address.tls else "the broker is mqtt://"),
+            hint="edgekit coordinator --fleet DIR",
         )
+    if address.tls:
+        return
     if not broker.answers_mqtt(Address(address.host, address.port), timeout_s=_CONNECT_TIMEOUT_S):
         raise LinkError(
             f"no MQTT broker answers at {address.host}:{address.port}",
@@ -215,6 +250,21 @@ def require_broker(address: link.Broker) -> None:
         )
 
 
+def _repository(settings: Settings, *, store: Store, clock: Clock) -> Repository:
+    work = settings.state / "repository"
+    if settings.fleet is None:
+        return Repository(store=store, folder=work, trusted=settings.trusted, clock=clock)
+    from edgekit.fleet.tuf.served import FleetRepository  # an insecure fleet signs nothing
+
+    return FleetRepository(store=store, fleet=settings.fleet, work=work, clock=clock)
+
+
+def _round_key(settings: Settings) -> Path | None:
+    """Whose the candidates of rounds are: in a fleet the coordinator's own key signs them."""
+    return settings.fleet.control_key if settings.fleet is not None else settings.key
+
+
 def _filters(sites: Sequence[str]) -> list[str]:
-    leaves = [topics.every_device(site, leaf) for site in sites for leaf in ingest.LEAVES]
+    heard = (*ingest.LEAVES, RESULT_FILTER)
+    leaves = [topics.every_device(site, leaf) for site in sites for leaf in heard]
     return leaves + [topics.every_update(site) for site in sites]

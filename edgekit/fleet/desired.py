@@ -1,7 +1,8 @@
 """Desired: what each device shall serve. The number only grows, and the broker hears of each.
 
 A change is committed with `sent` false; the sender publishes it, retained, until the link takes
-it. After a connection is lost everything is sent again: the broker may have lost it too.
+it. After a connection is lost everything is sent again: the broker may have lost it too. A fleet
+with keys signs each, in the name of the one device that it is for.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from edgekit import messages, topics
+from edgekit import envelope, messages, topics
 from edgekit.fleet import inventory, store
 from edgekit.fleet.inventory import Device
 from edgekit.fleet.store import Store
 from edgekit.messages import Desired, Wanted
+from edgekit.signing import SigningKey
 
 Models = dict[str, Wanted]
 
@@ -53,11 +55,19 @@ class Sender:
 
     Args:
         publish: hands a retained message to the link; `False` where it has no room now.
+        key: signs what devices shall do; `None` where they are told without a signature.
     """
 
-    def __init__(self, *, store: Store, publish: Callable[[str, bytes], bool]) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        publish: Callable[[str, bytes], bool],
+        key: SigningKey | None = None,
+    ) -> None:
         self._store = store
         self._publish = publish
+        self._key = key
 
     def forget(self) -> None:
         """Take everything as not sent: the connection is a new one."""
@@ -73,9 +83,13 @@ class Sender:
         taken = []
         for row in waiting:
             site, device_id = inventory.split(row["device"])
-            body = Desired(serial=row["serial"], models=store.from_json(row["models"], Models))
+            body = Desired(
+                serial=row["serial"],
+                device=row["device"],
+                models=store.from_json(row["models"], Models),
+            )
             topic = topics.device(site, device_id, topics.DESIRED)
-            if not self._publish(topic, messages.encode(body)):
+            if not self._publish(topic, encode(body, key=self._key)):
                 break
             taken.append({"b_device": row["device"], "b_serial": row["serial"]})
         if taken:
@@ -88,6 +102,12 @@ class Sender:
             with self._store.write() as connection:
                 connection.execute(done, taken)
         return len(taken) == len(waiting)
+
+
+def encode(body: Desired, *, key: SigningKey | None) -> bytes:
+    """A desired state as it travels: in an envelope where there is a key."""
+    payload = messages.encode(body)
+    return payload if key is None else envelope.sign(payload, kind=envelope.DESIRED, key=key)
 
 
 def _row(connection: sa.Connection, device: str) -> store.Row | None:

@@ -1,8 +1,9 @@
 """Ingest: what devices send becomes rows; what is committed is acknowledged, and nothing else.
 
-The link's thread hands messages to a bounded queue and waits when it is full, which holds the
-broker back. One thread commits them in batches and then acknowledges each (device, boot)
-cumulatively. A message is stored once, however often it comes.
+The link's thread hands payloads to a bounded queue and waits when it is full, which holds the
+broker back. One thread takes them apart (a payload may be a batch of messages), commits so many
+messages at a time and then acknowledges each (device, boot) cumulatively. A message is stored once,
+however often it comes; one that comes late does not pass for what the device does now.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
 import sqlalchemy as sa
 
-from edgekit import messages, topics
+from edgekit import batches, messages, topics
 from edgekit.clock import Clock
 from edgekit.errors import MessageError, StorageError
-from edgekit.fleet import inventory, store
+from edgekit.fleet import inventory, parts, store
 from edgekit.fleet.store import Store
-from edgekit.fleet.telemetry import Sums
+from edgekit.fleet.telemetry import Sums, observed_ms
 from edgekit.fleet.window import Window
 from edgekit.messages import Counted, Event, Message, Reported, Status, Telemetry
 from edgekit.topics import DeviceTopic
@@ -120,14 +122,16 @@ class Ingest:
 
     def _work(self) -> None:
         while batch := self._next_batch():
-            received = [item for item in map(self._understand, batch) if item is not None]
-            while not self._try_commit(received):
-                if self._closing.wait(_STORE_RETRY_S):
-                    return
-            self._send_acks()
+            received = (item for payload in batch for item in self._understand(*payload))
+            # What batches unfold to is never in memory at once.
+            while some := list(islice(received, BATCH_LENGTH)):
+                while not self._try_commit(some):
+                    if self._closing.wait(_STORE_RETRY_S):
+                        return
+                self._send_acks()
 
     def _next_batch(self) -> list[tuple[str, bytes]]:
-        """Messages that wait, at least one; none at the end."""
+        """Payloads that wait, at least one; none at the end."""
         while True:
             wait_s = _ACK_RETRY_S if self._unsent else _IDLE_S
             try:
@@ -146,23 +150,38 @@ class Ingest:
                 batch.append(self._queue.get_nowait())
             return batch
 
-    def _understand(self, message: tuple[str, bytes]) -> Received | None:
-        topic, payload = message
+    def _understand(self, topic: str, payload: bytes) -> Iterator[Received]:
+        """The messages in a payload that can be stored."""
         parsed = topics.parse(topic)
         if not isinstance(parsed, DeviceTopic) or parsed.leaf not in _KINDS:
-            return None
+            return
         device = inventory.key(parsed.site, parsed.device)
         try:
-            body = messages.decode(payload, _KINDS[parsed.leaf], topic=topic)
+            texts = batches.unpack(payload, topic=topic)
         except MessageError as e:
-            self.counts.malformed += 1
-            log.warning("message not understood", extra={"error": str(e)})
-            return self._head_only(topic, device, parsed.leaf, payload)
+            # The device sends its messages again, at last each alone.
+            self._count_malformed(e)
+            return
+        for text in texts:
+            found = self._understand_one(topic, device, parsed.leaf, text)
+            if found is not None:
+                yield found
+
+    def _understand_one(self, topic: str, device: str, leaf: str, text: bytes) -> Received | None:
+        try:
+            body = messages.decode(text, _KINDS[leaf], topic=topic)
+        except MessageError as e:
+            self._count_malformed(e)
+            return self._head_only(topic, device, leaf, text)
         if isinstance(body, Counted) and body.floor > body.seq:
             self.counts.malformed += 1
             log.warning("message dropped: floor above seq", extra={"topic": topic})
             return None
-        return Received(device, parsed.leaf, body, payload)
+        return Received(device, leaf, body, text)
+
+    def _count_malformed(self, error: MessageError) -> None:
+        self.counts.malformed += 1
+        log.warning("message not understood", extra={"error": str(error)})
 
     @staticmethod
     def _head_only(topic: str, device: str, leaf: str, payload: bytes) -> Received | None:
@@ -192,7 +211,7 @@ class Ingest:
         now_ms = self._clock.now_ms()
         boots = {(item.device, item.body.boot) for item in batch if isinstance(item.body, Counted)}
         changed = inventory.Changes(now_ms=now_ms)
-        sums = Sums(minute_ms=now_ms - now_ms % 60_000)
+        sums, told = Sums(), parts.Told()
         rows: list[dict[str, object]] = []
         events: list[dict[str, object]] = []
         verdicts = Counts()
@@ -207,14 +226,17 @@ class Ingest:
                     if isinstance(body, Event):
                         events.append(_event_row(item.device, body, now_ms))
                 if isinstance(body, Telemetry):
-                    sums.add(body)
-                changed.add(item.device, body)
+                    sums.add(body, at_ms=observed_ms(body, received_ms=now_ms))
+                    told.add(item.device, body)
+                if self._is_latest(item):
+                    changed.add(item.device, body)
             store.upsert(connection, store.messages, rows)
             store.upsert(connection, store.boots, self._boot_rows(boots), replace=["acked"])
             if events:
                 connection.execute(store.events.insert(), events)
             changed.write(connection)
             sums.write(connection)
+            told.write(connection)
         self.counts.stored += verdicts.stored
         self.counts.duplicates += verdicts.duplicates
         self.counts.too_far += verdicts.too_far
@@ -231,6 +253,12 @@ class Ingest:
         else:
             verdicts.too_far += 1
         return verdict == "new"
+
+    def _is_latest(self, item: Received) -> bool:
+        """Whether nothing newer of the same boot has come before, by its number and not a clock."""
+        if not isinstance(item.body, Counted):
+            return True
+        return item.body.seq >= self._windows[item.device, item.body.boot].highest
 
     def _boot_rows(self, boots: set[Boot]) -> list[dict[str, object]]:
         return [

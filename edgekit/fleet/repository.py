@@ -1,7 +1,9 @@
 """Repository: the bundles of a fleet, each checked and trusted before any device may hear of it.
 
 A file lies at `STATE/repository/SHA256.edge`, whole or not at all. One name, version and profile
-is one digest for ever: publishing the same again changes nothing, another one is refused.
+is one digest for ever: publishing the same again changes nothing, another one is refused. This is
+the repository of an insecure fleet; an enrolled one has a signed repository (`tuf.served`), whose
+rows are the same.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Published(msgspec.Struct, frozen=True, kw_only=True):
         file_sha256: of the whole file; also its name.
         signer: id of the trusted key that signed.
         trainable: whether it carries what a federated round needs.
+        target: its path in a signed repository; "" in an insecure fleet.
     """
 
     name: str
@@ -50,13 +53,14 @@ class Published(msgspec.Struct, frozen=True, kw_only=True):
     signer: str
     trainable: bool
     published_ms: int
+    target: str = ""
 
     def wanted(self) -> Wanted:
-        """What a device is told; the address is relative to the device's repository."""
+        """What a device is told: a target of the signed repository, or a relative address."""
         return Wanted(
             version=self.version,
             digest=self.digest,
-            url=f"{self.file_sha256}{SUFFIX}",
+            url=self.target or f"{self.file_sha256}{SUFFIX}",
             sha256=self.file_sha256,
             size_bytes=self.size_bytes,
         )
@@ -84,12 +88,22 @@ class Repository:
         except OSError as e:
             raise StorageError(f"repository {folder} cannot be used: {e.strerror}") from e
 
+    def notice(self) -> None:
+        """Take in what was published past this process: here, nothing can be."""
+
+    def look_after(self) -> None:
+        """`notice`, and sign again what is going to expire: here, nothing does."""
+
     def incoming(self) -> Path:
         """A new path on the repository's own file system, for a bundle that is being received."""
         return self._folder / f"{_INCOMING}{secrets.token_hex(8)}"
 
+    def served(self, name: str) -> Path:
+        """The file behind `/repository/NAME`, raising `UnknownId` where there is none."""
+        return self.file(name)
+
     def file(self, name: str) -> Path:
-        """The file behind `/repository/NAME`."""
+        """The bundle `SHA256.edge`."""
         path = self._folder / name
         if _FILE.fullmatch(name) is None or not path.is_file():
             raise UnknownId(f"there is no bundle {name} in the repository")
@@ -130,24 +144,12 @@ class Repository:
     def _check(self, received: Path) -> Published:
         try:
             with Bundle.open(received) as opened:
-                signer = opened.verify(self._trusted)
-                manifest, digest = opened.manifest, opened.digest
+                opened.verify(self._trusted)
         except BundleError as e:
             # The path is the coordinator's own and says nothing to whoever sent the bundle.
             message = e.message.replace(f"{received}: ", "").replace(str(received), "the file")
             raise type(e)(f"the bundle is refused: {message}", hint=e.hint) from e
-        described = bundle.describe(received)
-        return Published(
-            name=manifest.name,
-            version=manifest.version,
-            profile=manifest.profile.name,
-            digest=digest,
-            file_sha256=described.sha256,
-            size_bytes=described.size_bytes,
-            signer=signer.id,
-            trainable=training.TRAIN in manifest.entries,
-            published_ms=self._clock.now_ms(),
-        )
+        return describe(received, at_ms=self._clock.now_ms())
 
     def _same(self, connection: sa.Connection, candidate: Published) -> Published | None:
         known = _one(connection, candidate.name, candidate.version, candidate.profile)
@@ -165,15 +167,41 @@ class Repository:
             known = self._same(connection, candidate)
             if known is not None:
                 return known, False
-            connection.execute(store.bundles.insert().values(msgspec.structs.asdict(candidate)))
-            store.log_action(
-                connection,
-                at_ms=candidate.published_ms,
-                action="publish",
-                subject=f"{candidate.name} {candidate.version} {candidate.profile}",
-                detail=candidate,
-            )
+            record(connection, candidate)
         return candidate, True
+
+
+def describe(file: Path, *, at_ms: int, target: str = "") -> Published:
+    """What the store keeps of a signed bundle, whose signature the caller has judged."""
+    with Bundle.open(file) as opened:
+        manifest, digest, signature = opened.manifest, opened.digest, opened.signature
+    described = bundle.describe(file)
+    return Published(
+        name=manifest.name,
+        version=manifest.version,
+        profile=manifest.profile.name,
+        digest=digest,
+        file_sha256=described.sha256,
+        size_bytes=described.size_bytes,
+        signer=signature.hint if signature else "",
+        trainable=training.TRAIN in manifest.entries,
+        published_ms=at_ms,
+        target=target,
+    )
+
+
+def record(connection: sa.Connection, published: Published) -> None:
+    """Keep a bundle's row, in the place of one with its name, version and profile."""
+    row = msgspec.structs.asdict(published)
+    keys = {column.name for column in store.bundles.primary_key}
+    store.upsert(connection, store.bundles, [row], replace=sorted(row.keys() - keys))
+    store.log_action(
+        connection,
+        at_ms=published.published_ms,
+        action="publish",
+        subject=f"{published.name} {published.version} {published.profile}",
+        detail=published,
+    )
 
 
 def every(connection: sa.Connection) -> list[Published]:

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 
 import uvicorn
 
@@ -15,6 +16,7 @@ from edgekit.errors import FleetError
 from edgekit.fleet import api
 from edgekit.fleet.address import Address
 from edgekit.fleet.coordinator import Coordinator, Settings
+from edgekit.fleet.enrolment_routes import DevicesOnly
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +28,17 @@ def run(
     settings: Settings,
     *,
     listen: Address,
+    devices: Address | None = None,
     hosts: Iterable[str],
-    on_ready: Callable[[Address], None],
+    on_ready: Callable[[Address, Address | None], None],
 ) -> None:
     """Run a coordinator until SIGINT or SIGTERM.
 
     Args:
         listen: where HTTP is served; port 0 takes a free one.
+        devices: where only that is served which devices need.
         hosts: further names under which clients may address it.
-        on_ready: called when devices and clients can connect, with the address.
+        on_ready: called when devices and clients can connect, with the addresses.
 
     Raises:
         LinkError: the port is in use, or no broker answers.
@@ -42,15 +46,21 @@ def run(
     """
     # Its start and end are told by us; its warnings and tracebacks stay.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    bound = listen.bind(what="the coordinator")
-    with bound:
-        bound.listen(_BACKLOG)
-        address = Address(listen.host, bound.getsockname()[1])
+    with ExitStack() as sockets:
+        bound = [sockets.enter_context(_bind(one)) for one in (listen, devices) if one is not None]
+        address, *others = (_address(one) for one in bound)
+        public = others[0] if others else None
         coordinator = Coordinator(settings, clock=SystemClock())
-        names = {"127.0.0.1", "localhost", "::1", listen.host, socket.gethostname(), *hosts}
+        names = {"127.0.0.1", "localhost", "::1", socket.gethostname(), *hosts}
+        names |= {one.host for one in (listen, devices) if one is not None}
+        if settings.fleet is not None:
+            names |= settings.fleet.facts().hosts
         server = uvicorn.Server(
             uvicorn.Config(
-                api.application(coordinator, hosts=sorted(names)),
+                DevicesOnly(
+                    api.application(coordinator, hosts=sorted(names)),
+                    port=public.port if public else None,
+                ),
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -71,14 +81,25 @@ def run(
             signal.signal(number, _ignore)
         try:
             coordinator.start(on_failure=on_failure)
-            on_ready(address)
-            server.run(sockets=[bound])
+            on_ready(address, public)
+            server.run(sockets=bound)
         finally:
             coordinator.close()
     if failed:
         raise FleetError(
             f"the coordinator ended because its thread {failed[0]} did", hint="see the log above"
         )
+
+
+def _bind(address: Address) -> socket.socket:
+    bound = address.bind(what="the coordinator")
+    bound.listen(_BACKLOG)
+    return bound
+
+
+def _address(bound: socket.socket) -> Address:
+    host, port, *_ = bound.getsockname()
+    return Address(host, port)
 
 
 def _ignore(_number: int, _frame: object) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from edgekit.errors import FleetError, StorageError
 from edgekit.manifest import canonical
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 T = TypeVar("T")
 
 metadata = sa.MetaData()
@@ -112,6 +112,7 @@ bundles = sa.Table(
     sa.Column("signer", sa.Text, nullable=False),
     sa.Column("trainable", sa.Boolean, nullable=False),
     sa.Column("published_ms", sa.BigInteger, nullable=False),
+    sa.Column("target", sa.Text, nullable=False, default=""),
 )
 
 rollouts = sa.Table(
@@ -183,6 +184,29 @@ updates = sa.Table(
     sa.Column("loss_before", sa.Float),
     sa.Column("loss_after", sa.Float),
     sa.Column("seconds", sa.Float),
+)
+
+# Each command to a device; `counter` only grows within a device. States: fleet/control_rules.py.
+commands = sa.Table(
+    "commands",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("device", sa.Text, nullable=False),
+    sa.Column("counter", sa.BigInteger, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("args", sa.Text, nullable=False),
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("limit_s", sa.Float),
+    sa.Column("issued_ms", sa.BigInteger, nullable=False),
+    sa.Column("expires_ms", sa.BigInteger, nullable=False),
+    sa.Column("sent_ms", sa.BigInteger),
+    sa.Column("state", sa.Text, nullable=False, index=True),
+    sa.Column("reason", sa.Text),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("answered_ms", sa.BigInteger),
+    sa.Column("took_ms", sa.BigInteger),
+    sa.Column("output", sa.Text),
+    sa.Index("commands_device", "device", "counter", unique=True),
 )
 
 audit = sa.Table(

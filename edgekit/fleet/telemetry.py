@@ -1,17 +1,23 @@
 """Telemetry, summed: what each variant of each model did over the whole fleet, by minute.
 
-Counts and histograms add up, so a dashboard reads a few rows, however many devices report.
+Counts and histograms add up, so a dashboard reads a few rows, however many devices report. They
+count for the minute in which they were made, however long they waited on the device.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import msgspec
 import sqlalchemy as sa
 
 from edgekit.fleet import histogram, store
-from edgekit.messages import ModelFigures, Telemetry
+from edgekit.messages import Counted, ModelFigures, Telemetry
 
 Key = tuple[str, str, str]
+
+MINUTE_MS = 60_000
+LONGEST_WAIT_MS = 60 * 86_400_000
 
 # The largest sum that a database column holds; a device that tells nonsense must not break it.
 _MOST = (1 << 63) - 1
@@ -35,31 +41,51 @@ class Total(msgspec.Struct, kw_only=True):
             self.latency_us[bucket] = _sum(self.latency_us.get(bucket, 0), count)
 
 
+def observed_ms(message: Counted, *, received_ms: int) -> int:
+    """When a message was made, on the coordinator's clock, in milliseconds since 1970 UTC.
+
+    A device's wall clock may be years off; how long the message waited there is known from its
+    monotonic clock. Only for messages of an earlier boot the wall clock is all there is, and a
+    time in the future, or longer ago than `LONGEST_WAIT_MS`, is taken for now.
+
+    Args:
+        received_ms: when it came.
+    """
+    if message.sent >= message.up > 0:
+        return max(0, received_ms - (message.sent - message.up))
+    is_likely = 0 <= received_ms - message.at <= LONGEST_WAIT_MS
+    return message.at if is_likely else received_ms
+
+
 class Sums:
-    """What a batch of telemetry adds to one minute."""
+    """What a batch of telemetry adds to the minutes in which it was made."""
 
-    def __init__(self, *, minute_ms: int) -> None:
-        self._minute_ms = minute_ms
-        self._totals: dict[Key, Total] = {}
+    def __init__(self) -> None:
+        self._minutes: dict[int, dict[Key, Total]] = {}
 
-    def add(self, telemetry: Telemetry) -> None:
+    def add(self, telemetry: Telemetry, *, at_ms: int) -> None:
+        """Count a message that was made at a time."""
+        if not telemetry.models:
+            return
+        totals = self._minutes.setdefault(at_ms - at_ms % MINUTE_MS, {})
         for figures in telemetry.models:
             key = (figures.model, figures.version, figures.variant)
-            self._totals.setdefault(key, Total()).add(figures)
+            totals.setdefault(key, Total()).add(figures)
 
     def write(self, connection: sa.Connection) -> None:
-        if not self._totals:
-            return
-        table = store.figures
-        rows = connection.execute(
-            sa.select(table).where(table.c.minute_ms == self._minute_ms)
-        ).mappings()
-        for row in rows:
-            if _key(row) in self._totals:
-                self._totals[_key(row)].add(_total(row))
-        changed = [_row(self._minute_ms, key, total) for key, total in self._totals.items()]
-        columns = ["requests", "errors", "rejected", "engine_us", "latency"]
-        store.upsert(connection, table, changed, replace=columns)
+        for minute_ms, totals in self._minutes.items():
+            _add_to_minute(connection, minute_ms, totals)
+
+
+def _add_to_minute(connection: sa.Connection, minute_ms: int, totals: Mapping[Key, Total]) -> None:
+    table = store.figures
+    rows = connection.execute(sa.select(table).where(table.c.minute_ms == minute_ms)).mappings()
+    for row in rows:
+        if _key(row) in totals:
+            totals[_key(row)].add(_total(row))
+    changed = [_row(minute_ms, key, total) for key, total in totals.items()]
+    columns = ["requests", "errors", "rejected", "engine_us", "latency"]
+    store.upsert(connection, table, changed, replace=columns)
 
 
 class VariantView(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,8 @@ class Window:
         self.acked = acked
         self._above = above if above is not None else set()
         self._close()
+        # The highest number that has come, or that will not come any more.
+        self.highest = max(self._above, default=self.acked)
 
     def take(self, seq: int, *, floor: int) -> Verdict:
         """Note a message; only a `new` one is to be stored."""
@@ -36,6 +38,7 @@ class Window:
             return "too_far"
         self._above.add(seq)
         self._close()
+        self.highest = max(self.highest, seq)
         return "new"
 
     def _skip_to(self, seq: int) -> None:

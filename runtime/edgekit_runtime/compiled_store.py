@@ -195,8 +195,7 @@ class Store:
         return near.took_s * artifact_bytes / max(near.artifact_bytes, 1)
 
     def _entries(self) -> dict[Path, Entry]:
-        found = ((path.parent, _read(path, Entry)) for path in self._folder.glob(f"*/{ENTRY}"))
-        return {folder: entry for folder, entry in found if entry is not None}
+        return entries(self._folder)
 
     def _hold_limit(self, *, newest: Path) -> None:
         entries = self._entries()
@@ -225,6 +224,12 @@ class Store:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def entries(folder: Path) -> dict[Path, Entry]:
+    """What was compiled below a folder, as its records say; the files are not looked at."""
+    found = ((path.parent, _read(path, Entry)) for path in folder.glob(f"*/{ENTRY}"))
+    return {place: entry for place, entry in found if entry is not None}
 
 
 def _problem(entry: Entry, holds_for: HoldsFor, folder: Path) -> str | None:

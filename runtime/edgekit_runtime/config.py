@@ -20,6 +20,8 @@ from edgekit.messages import Id
 from edgekit.profile import Name
 from edgekit.structs import Strict
 from edgekit.topics import ROUNDS
+from edgekit_runtime.canary.settings import CanarySection
+from edgekit_runtime.control.settings import CommandsSection
 from edgekit_runtime.serving import address
 from edgekit_runtime.serving.plan import Workers
 from edgekit_runtime.serving.settings import Settings
@@ -32,6 +34,8 @@ else:
 
 DEFAULT_PATH = Path("/etc/edgekit/device.toml")
 MAX_CONFIG_BYTES = 1 << 20
+
+WINDOW = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d\Z"
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 86_400)]
 Bytes = Annotated[int, msgspec.Meta(gt=0, le=1 << 40)]
@@ -148,30 +152,55 @@ class TrustSection(Strict, frozen=True, kw_only=True):
 class FleetSection(Strict, frozen=True, kw_only=True):
     """`[fleet]`: the coordinator's side; without this section the daemon only serves its slots.
 
+    A device belongs to a fleet either by an identity, and then broker and addresses come from its
+    enrolment where they are not set here, or `insecure`: nothing of what it is told is signed.
+
     Attributes:
-        broker: `mqtt://HOST:PORT`.
-        repository: base of relative bundle addresses; an `http` or `https` URL that ends in `/`.
+        identity: folder that `edgekit device enroll` made.
+        insecure: for demonstrations on one machine: no certificate, unsigned wishes.
+        broker: `mqtts://HOST:PORT`; `mqtt://` where insecure.
+        repository: base of bundle addresses; an `http` or `https` URL that ends in `/`.
+        mirrors: further bases that hold the same, tried in this order after the repository.
         telemetry_interval_s: seconds between two telemetry messages.
         outbox_rows: most messages that wait for the coordinator's acknowledgement.
         outbox_bytes: most bytes of their payloads.
+        outbox_age_s: how long a message waits before it is given up.
     """
 
-    broker: str
-    repository: str
+    identity: Path | None = None
+    insecure: bool = False
+    broker: str | None = None
+    repository: str | None = None
+    mirrors: tuple[str, ...] = ()
     telemetry_interval_s: Seconds = 60.0
     outbox_rows: Annotated[int, msgspec.Meta(ge=10, le=10_000_000)] = 100_000
     outbox_bytes: Annotated[int, msgspec.Meta(ge=65_536, le=1 << 40)] = 64 << 20
+    outbox_age_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
 
     def __post_init__(self) -> None:
-        try:
-            Broker.parse(self.broker)
-        except ConfigError as e:
-            raise ValueError(e.message) from e
-        parts = urlsplit(self.repository)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"repository {self.repository!r} is not an http or https URL")
-        if not parts.path.endswith("/"):
-            raise ValueError(f"repository {self.repository!r} must end in /")
+        if self.identity is None and not self.insecure:
+            raise ValueError("identity is missing: edgekit device enroll makes one")
+        if self.identity is not None and self.insecure:
+            raise ValueError("identity and insecure exclude each other")
+        if self.insecure and (self.broker is None or self.repository is None):
+            raise ValueError("broker and repository are needed where there is no identity")
+        if self.broker is not None:
+            try:
+                tls = Broker.parse(self.broker).tls
+            except ConfigError as e:
+                raise ValueError(e.message) from e
+            if tls == self.insecure:
+                raise ValueError(f"broker {self.broker!r}: mqtts:// goes with an identity")
+        for url in filter(None, (self.repository, *self.mirrors)):
+            _check_base(url)
+
+
+def _check_base(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"repository {url!r} is not an http or https URL")
+    if not parts.path.endswith("/"):
+        raise ValueError(f"repository {url!r} must end in /")
 
 
 class UpdateSection(Strict, frozen=True, kw_only=True):
@@ -185,6 +214,8 @@ class UpdateSection(Strict, frozen=True, kw_only=True):
         max_engine_failures: failures of the engine within that time that are still accepted; one
             more and the daemon goes back to the previous version.
         reserve_bytes: disk space that a download must leave free.
+        bandwidth_bytes_s: most bytes a second that a download takes; without it there is no limit.
+        window: HH:MM-HH:MM in local time: downloads go on within it alone; it may cross midnight.
     """
 
     fetch_limit_s: Seconds = 86_400.0
@@ -193,6 +224,8 @@ class UpdateSection(Strict, frozen=True, kw_only=True):
     confirm_after_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0
     max_engine_failures: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 3
     reserve_bytes: Bytes = 16 << 20
+    bandwidth_bytes_s: Annotated[int, msgspec.Meta(ge=1024, le=1 << 40)] | None = None
+    window: Annotated[str, msgspec.Meta(pattern=WINDOW)] | None = None
 
 
 class TrainingSection(Strict, frozen=True, kw_only=True):
@@ -220,6 +253,8 @@ class Config(Strict, frozen=True, kw_only=True):
     serve: ServeSection = ServeSection()
     trust: TrustSection = TrustSection()
     update: UpdateSection = UpdateSection()
+    canary: CanarySection = CanarySection()
+    commands: CommandsSection = CommandsSection()
     fleet: FleetSection | None = None
     training: TrainingSection | None = None
 

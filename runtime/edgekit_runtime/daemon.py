@@ -1,8 +1,9 @@
 """Daemon: wiring, start-up and shutdown of `edgekitd`; no rules.
 
-Threads: the event loop with all sockets (main), `update`, `training`, `outbox`, and paho's for the
-link. Order of start-up: what is in the slots serves first, then the server listens, then the fleet
-is told. A board whose broker is gone serves all the same.
+Threads: the event loop with all sockets (main), `update`, `training`, `outbox`, `control`,
+`identity`, and paho's for the link. Order of start-up: what is in the slots serves first, then the
+server listens, then the fleet is told. A board whose broker is gone, whose certificate has expired
+or whose disk takes nothing any more serves all the same.
 """
 
 from __future__ import annotations
@@ -11,29 +12,37 @@ import asyncio
 import logging
 import secrets
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from random import Random
+
+import numpy as np
 
 from edgekit import storage
 from edgekit.clock import Clock, SystemClock
 from edgekit.messages import Reported
 from edgekit.signing import PublicKey
 from edgekit_runtime.answers import Answers
+from edgekit_runtime.canary.trial import Trial
 from edgekit_runtime.compiled import Compiled
-from edgekit_runtime.config import Config
+from edgekit_runtime.config import Config, read
+from edgekit_runtime.control.hands import Hands
+from edgekit_runtime.control.logring import LogRing
 from edgekit_runtime.desired import DesiredState
 from edgekit_runtime.drift_watch import Watch
-from edgekit_runtime.fetch import Fetcher
 from edgekit_runtime.live import Live
 from edgekit_runtime.lock import StateLock
+from edgekit_runtime.membership import Membership, read_identity
+from edgekit_runtime.notify import Notifier, keep_alive
 from edgekit_runtime.opening import open_trusted
 from edgekit_runtime.serving import address
 from edgekit_runtime.serving.address import Address, Unix
 from edgekit_runtime.serving.application import Limits
 from edgekit_runtime.serving.models import Models
-from edgekit_runtime.serving.repository import Installed, Source
+from edgekit_runtime.serving.repository import Installed
+from edgekit_runtime.serving.repository import Source as Installable
 from edgekit_runtime.serving.served import Served
 from edgekit_runtime.serving.server import Server, new_event_loop
 from edgekit_runtime.slots import Slots
@@ -52,6 +61,7 @@ class Daemon:
 
     Args:
         config: checked.
+        path: its file, which a command can have read again.
         clock: for everything that takes or tells time.
         rng: for spreading repetitions; not for secrets.
 
@@ -60,23 +70,38 @@ class Daemon:
         StorageError: the state folder cannot be written, or another daemon uses it.
     """
 
-    def __init__(self, config: Config, *, clock: Clock, rng: Random) -> None:
+    def __init__(
+        self, config: Config, *, path: Path | None = None, clock: Clock, rng: Random
+    ) -> None:
         state = config.state.folder
         self._lock = StateLock(state)
         self._config = config
+        self._path = path
+        self._rng = rng
+        self._ring = LogRing(lines=config.commands.log_lines)
+        self._ring.attach()
         self._clock = clock
         self._boot = secrets.token_hex(8)
+        self._identity = read_identity(config)
         keys = [PublicKey.read(path) for path in config.trust.keys]
+        if self._identity is not None:
+            # Which of the fleet's keys may sign what is the signed repository's to say.
+            keys += [*self._identity.release_keys, *self._identity.control_keys]
         self._compiled = Compiled(state / "compiled")
         self._models = Models(config.serve.settings, compiled=self._compiled)
         self._slots = Slots(state)
-        self._server = self._make_server(keys)
-        self._uplink = self._make_uplink(rng)
-        events = self._uplink.events if self._uplink else log_event
+        self._installed = Installed(self._models, lambda: self._sources(keys))
+        self._server = self._make_server()
+        self._member = self._make_member()
+        events = self._member.events if self._member else log_event
         self._watch = Watch(self._models.drifts, events=events)
         self._desired = DesiredState(state)
         self._live: Live[Served] = Live(
-            self._models, keys=keys, engine_failures=engine_failures, clock=clock
+            self._models,
+            keys=keys,
+            engine_failures=engine_failures,
+            compare=self._compare if config.canary.enabled else None,
+            clock=clock,
         )
         self._updater = Updater(
             self._slots,
@@ -85,14 +110,19 @@ class Daemon:
             profile=config.device.profile,
             keys=keys,
             limits=config.update,
-            fetcher=self._make_fetcher(rng),
+            source=self._member.source if self._member else None,
             events=events,
             changed=self._changed,
+            clock=clock,
         )
         self._trainer = self._make_trainer()
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, *, notifier: Notifier) -> None:
         """Serve until `stop` is set, then end in good order.
+
+        Args:
+            stop: set by a signal.
+            notifier: tells the service manager.
 
         Raises:
             ServingError: an address is taken.
@@ -101,16 +131,19 @@ class Daemon:
             ending.callback(self._lock.close)
             ending.callback(self._compiled.close)
             ending.callback(self._models.close)
+            ending.callback(self._ring.detach)
             self._updater.restore()
             await self._server.start()
             self._watch.start()
             ending.callback(self._watch.close)
-            if self._uplink is not None:
-                self._uplink.start(
-                    report=self._report, want=self._updater.want, trainer=self._trainer
+            if self._member is not None:
+                self._member.start(
+                    ending,
+                    report=self._report,
+                    updater=self._updater,
+                    trainer=self._trainer,
+                    hands=self._hands(self._member.uplink),
                 )
-                ending.callback(self._uplink.close)
-                self._uplink.events("started", f"boot {self._boot}", boot=self._boot)
             if self._trainer is not None:
                 self._trainer.start()
                 ending.callback(self._trainer.close, timeout_s=STOP_LIMIT_S)
@@ -118,12 +151,23 @@ class Daemon:
             ending.callback(self._updater.close, timeout_s=STOP_LIMIT_S)
             # First to end: joining the threads above blocks the loop.
             ending.push_async_callback(self._server.close, timeout_s=STOP_LIMIT_S)
+            notifier.ready()
+            alive = asyncio.create_task(keep_alive(notifier, self._parts()))
+            ending.callback(alive.cancel)
             await stop.wait()
+            notifier.stopping()
             log.info("daemon stops")
 
+    def _parts(self) -> dict[str, Callable[[], bool]]:
+        """What must live for the daemon to be well."""
+        parts = {"update": lambda: self._updater.is_alive}
+        if (member := self._member) is not None:
+            parts["outbox"] = lambda: member.uplink.is_alive
+        return parts
+
     def _changed(self) -> None:
-        if self._uplink is not None:
-            self._uplink.changed()
+        if self._member is not None:
+            self._member.uplink.changed()
 
     def _report(self) -> Reported:
         training = self._config.training
@@ -137,7 +181,7 @@ class Daemon:
             trains=tuple(model for model, held in active.items() if held and held.is_trainable),
         )
 
-    def _make_server(self, keys: Sequence[PublicKey]) -> Server:
+    def _make_server(self) -> Server:
         serve = self._config.serve
         grpc = None
         if serve.grpc is not None:
@@ -150,12 +194,12 @@ class Daemon:
             tokens=serve.tokens,
             tls=serve.tls,
             limits=Limits(connections=serve.connections),
-            repository=Installed(self._models, lambda: self._sources(keys)),
+            repository=self._installed,
         )
 
-    def _sources(self, keys: Sequence[PublicKey]) -> list[Source]:
+    def _sources(self, keys: Sequence[PublicKey]) -> list[Installable]:
         """The bundles in the active slots, for loading a model that was unloaded."""
-        found: list[Source] = []
+        found: list[Installable] = []
         for model in self._slots.names():
             record = self._slots.read(model)
             if record.active is None:
@@ -167,38 +211,50 @@ class Daemon:
                 insecure=False,
                 cache=self._config.state.folder,
             )
-            found.append(Source(model, record.slots[record.active].version, open_again))
+            found.append(Installable(model, record.slots[record.active].version, open_again))
         return found
 
-    def _make_uplink(self, rng: Random) -> Uplink | None:
+    def _compare(self, old: Served, new: Served) -> Trial:
+        rng = np.random.default_rng(self._rng.getrandbits(64))
+        return Trial(old, new, settings=self._config.canary, clock=self._clock, rng=rng)
+
+    def _make_member(self) -> Membership | None:
         fleet = self._config.fleet
         if fleet is None:
             return None
-        return Uplink(
+        return Membership(
             self._config,
             fleet,
+            identity=self._identity,
             boot=self._boot,
-            figures=self._models.figures,
-            drifts=lambda: [drift.figures() for drift in self._models.drifts()],
+            models=self._models,
             clock=self._clock,
-            rng=rng,
+            rng=self._rng,
         )
 
-    def _make_fetcher(self, rng: Random) -> Fetcher | None:
-        fleet = self._config.fleet
-        if fleet is None:
-            return None
-        return Fetcher(
-            self._config.state.folder / "fetch",
-            repository=fleet.repository,
-            reserve_bytes=self._config.update.reserve_bytes,
+    def _hands(self, uplink: Uplink) -> Hands:
+        """What commands can reach."""
+        return Hands(
+            config=self._config,
+            reread=self._reread,
+            boot=self._boot,
+            ring=self._ring,
+            models=self._models,
+            repository=self._installed,
+            updates=self._updater,
+            set_interval=uplink.set_interval,
+            is_linked=lambda: uplink.link.connected,
+            certificate_expires_ms=self._identity.expires_at_ms if self._identity else None,
+            on_loop=asyncio.get_running_loop().call_soon_threadsafe,
             clock=self._clock,
-            rng=rng,
         )
+
+    def _reread(self) -> Config | None:
+        return None if self._path is None else read(self._path)
 
     def _make_trainer(self) -> Trainer | None:
         training = self._config.training
-        if training is None or self._uplink is None:
+        if training is None or self._member is None:
             return None
         return Trainer(
             site=self._config.device.site,
@@ -206,22 +262,30 @@ class Daemon:
             settings=training,
             answers=Answers(self._config.state.folder / "rounds"),
             active=self._live.active,
-            link=self._uplink.link,
-            events=self._uplink.events,
+            link=self._member.uplink.link,
+            events=self._member.events,
             clock=self._clock,
         )
 
 
-def serve(config: Config) -> None:
-    """Run the daemon until SIGTERM or SIGINT."""
-    daemon = Daemon(config, clock=SystemClock(), rng=Random())  # noqa: S311 - spreads repetitions
+def serve(config: Config, *, path: Path | None = None) -> None:
+    """Run the daemon until SIGTERM or SIGINT.
+
+    Args:
+        config: checked.
+        path: its file.
+    """
+    notifier = Notifier.from_environment()
+    rng = Random()  # noqa: S311 - spreads repetitions
+    daemon = Daemon(config, path=path, clock=SystemClock(), rng=rng)
     loop = new_event_loop()
     try:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        loop.run_until_complete(daemon.run(stop))
+        loop.run_until_complete(daemon.run(stop, notifier=notifier))
     finally:
+        notifier.close()
         loop.close()
 
 

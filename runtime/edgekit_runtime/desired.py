@@ -41,6 +41,11 @@ class DesiredState:
         return self._taken.models if self._taken else {}
 
     @property
+    def offered(self) -> Desired | None:
+        """What waits to be taken."""
+        return self._offered
+
+    @property
     def is_offered(self) -> bool:
         """Whether something waits to be taken."""
         return self._offered is not None

@@ -13,6 +13,9 @@ import click
 
 from edgekit.errors import UsageError
 from edgekit_runtime.config import DEFAULT_PATH
+from edgekit_runtime.doctor.command import doctor
+from edgekit_runtime.enroll_command import enroll
+from edgekit_runtime.install.commands import install, wheelhouse
 
 _config = click.option(
     "--config",
@@ -40,7 +43,7 @@ def daemon(path: Path) -> None:
 
     settings = config.read(path)
     logs.configure(json_lines=True)
-    serve(settings)
+    serve(settings, path=path)
 
 
 @click.group()
@@ -49,6 +52,12 @@ def device() -> None:
 
     Example: edgekit device status
     """
+
+
+device.add_command(enroll)
+device.add_command(doctor)
+device.add_command(install)
+device.add_command(wheelhouse)
 
 
 @device.command()
@@ -65,6 +74,9 @@ def status(path: Path, as_json: bool) -> None:
         return
     running = "running" if found["running"] else "not running"
     click.echo(f"{found['site']}/{found['device']} ({found['profile']}), daemon {running}")
+    if (link := found["link"]) is not None:
+        why = "" if link["up"] else f" ({link['reason']}: {link['detail']})"
+        click.echo(f"link {'up' if link['up'] else 'down'}{why}")
     for name, model in found["models"].items():
         held = model["version"] or "nothing"
         previous = f", before it {model['previous']}" if model["previous"] else ""
@@ -100,7 +112,7 @@ def rollback(path: Path, as_json: bool, model: str) -> None:
     if record.previous is None:
         raise UsageError(f"{model} has no version to go back to")
     version = record.slots[record.previous].version
-    slots.ask_rollback(model)
+    slots.ask(model, "rollback")
     found = {"model": model, "version": version, "running": is_running(state)}
     if as_json:
         click.echo(json.dumps(found))
@@ -109,8 +121,43 @@ def rollback(path: Path, as_json: bool, model: str) -> None:
         click.echo(f"{model} goes back to {version} {when}")
 
 
+@device.command()
+@_config
+@_json
+@click.argument("model")
+def cancel(path: Path, as_json: bool, model: str) -> None:
+    """End the update of MODEL that is under way; what serves goes on serving.
+
+    Leaves a request in the state folder; the daemon answers it within seconds, or at its next
+    start. The bundle is not fetched again until the fleet wants something new.
+
+    Example: edgekit device cancel lite0
+    """
+    from edgekit_runtime import config, update
+    from edgekit_runtime.lock import is_running
+    from edgekit_runtime.slots import Slots
+
+    state = config.read(path).state.folder
+    slots = Slots(state)
+    record = slots.read(model) if model in slots.names() else None
+    if record is None or record.update is None or record.state not in update.REPLACEABLE:
+        raise UsageError(
+            f"no update of {model!r} is under way", hint="edgekit device status lists all"
+        )
+    slots.ask(model, "cancel")
+    version = record.update.wanted.version
+    found = {"model": model, "version": version, "running": is_running(state)}
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        when = "now" if found["running"] else "at the daemon's next start"
+        click.echo(f"the update of {model} to {version} ends {when}")
+
+
 def _status(path: Path) -> dict[str, Any]:
-    from edgekit_runtime import config
+    import msgspec
+
+    from edgekit_runtime import config, linkage
     from edgekit_runtime.lock import is_running
     from edgekit_runtime.slots import Slots
 
@@ -130,11 +177,14 @@ def _status(path: Path) -> dict[str, Any]:
             "target": update.wanted.version if update else None,
             "reason": update.reason.value if update and update.reason else None,
             "detail": update.detail if update else None,
+            "figures": update.figures if update else {},
         }
+    link = linkage.read(settings.state.folder) if settings.fleet else None
     return {
         "site": settings.device.site,
         "device": settings.device.id,
         "profile": settings.device.profile,
         "running": is_running(settings.state.folder),
+        "link": msgspec.to_builtins(link),
         "models": models,
     }

@@ -21,10 +21,14 @@ from edgekit.errors import (
     EngineError,
     EngineNotInstalled,
     GoldenMismatch,
+    LatencyExceeded,
+    MemoryExceeded,
+    PlacementBroken,
     StorageError,
     UntrustedError,
 )
 from edgekit.signing import PublicKey
+from edgekit_runtime.canary.verdict import Verdict
 from edgekit_runtime.update import Reason, UpdateFailed
 
 S = TypeVar("S")
@@ -34,6 +38,9 @@ _REASONS: tuple[tuple[type[EdgekitError], Reason], ...] = (
     (UntrustedError, Reason.UNTRUSTED),
     (BundleError, Reason.DAMAGED),
     (GoldenMismatch, Reason.GOLDEN_MISMATCH),
+    (PlacementBroken, Reason.PLACEMENT_BROKEN),
+    (LatencyExceeded, Reason.PROBE_LATENCY),
+    (MemoryExceeded, Reason.PROBE_MEMORY),
     (EngineNotInstalled, Reason.NO_ENGINE),
     (EngineError, Reason.ENGINE_ERROR),
     (StorageError, Reason.DISK_FULL),
@@ -43,8 +50,8 @@ _REASONS: tuple[tuple[type[EdgekitError], Reason], ...] = (
 class Serving(Protocol[S]):
     """What answers requests: `Models` of the server."""
 
-    def load(self, bundle: Bundle, *, verified_by: str | None) -> S:
-        """Open and probe an unpacked bundle, not yet visible."""
+    def load(self, bundle: Bundle, *, verified_by: str | None, proven: bool = False) -> S:
+        """Open and probe an unpacked bundle, not yet visible; see `Models.load`."""
         ...
 
     def activate(self, served: S, *, replace: bool = False, keep: bool = False) -> object:
@@ -61,6 +68,22 @@ class Serving(Protocol[S]):
 
     def discard(self, served: S) -> None:
         """Give back what a loaded version holds that is not going to serve."""
+        ...
+
+
+class Trial(Protocol):
+    """One comparison on live inputs: `canary.trial.Trial`."""
+
+    def verdict(self) -> Verdict | None:
+        """What the evidence says by now; `None` for not yet."""
+        ...
+
+    def progress(self) -> float:
+        """How far it is, 0 to 1."""
+        ...
+
+    def close(self) -> None:
+        """Take no more live inputs, and let go of both versions."""
         ...
 
 
@@ -88,6 +111,8 @@ class Live(Generic[S]):
         serving: where versions are loaded and activated.
         keys: who may sign.
         engine_failures: how often the engine failed in a loaded version.
+        compare: begins a canary of a loaded version beside the one that serves; `None` where this
+            board has none.
         clock: says how long a version has served.
     """
 
@@ -97,25 +122,33 @@ class Live(Generic[S]):
         *,
         keys: Sequence[PublicKey],
         engine_failures: Callable[[S], int],
+        compare: Callable[[S, S], Trial] | None = None,
         clock: Clock,
     ) -> None:
         self._serving = serving
         self._keys = keys
         self._engine_failures = engine_failures
+        self._compare = compare
         self._clock = clock
         self._loaded: dict[str, Loaded[S]] = {}
         self._kept: dict[str, Loaded[S]] = {}
         self._since: dict[str, float] = {}
 
-    def load(self, folder: Path) -> Loaded[S]:
-        """Check, open and probe what lies in a slot, raising `UpdateFailed` with the reason."""
+    def load(self, folder: Path, *, proven: bool = False) -> Loaded[S]:
+        """Check, open and probe what lies in a slot, raising `UpdateFailed` with the reason.
+
+        Args:
+            folder: the slot.
+            proven: whether it served here before: limits of latency and memory that it met once
+                are not held against it while a board is busy with its start.
+        """
         try:
             bundle = Bundle.open(folder)
         except BundleError as e:
             raise UpdateFailed(Reason.SLOT_DAMAGED, str(e)) from e
         with failing_with_reason(), bundle:
             key = bundle.verify(self._keys)
-            served = self._serving.load(bundle, verified_by=key.id)
+            served = self._serving.load(bundle, verified_by=key.id, proven=proven)
             manifest = bundle.manifest
             active = Active(
                 manifest.version, bundle.digest, folder, training.TRAIN in manifest.entries
@@ -136,6 +169,15 @@ class Live(Generic[S]):
         """The present version has proved itself: the one before gives its memory back."""
         if self._kept.pop(model, None) is not None:
             self._serving.release(model)
+
+    def can_try(self, model: str) -> bool:
+        """Whether a new version of this model can be compared with one that serves."""
+        return self._compare is not None and model in self._loaded
+
+    def try_out(self, model: str, loaded: Loaded[S]) -> Trial:
+        """Begin to compare a loaded version with the one that serves, on live inputs."""
+        assert self._compare is not None
+        return self._compare(self._loaded[model].served, loaded.served)
 
     def kept(self, model: str, folder: Path) -> Loaded[S] | None:
         """The version in this slot, where it is still open beside the one that serves."""

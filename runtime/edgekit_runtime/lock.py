@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -25,13 +26,7 @@ class StateLock:
 
     def __init__(self, folder: Path, *, attempts: int = _ATTEMPTS) -> None:
         storage.make_folder(folder)
-        path = folder / FILE
-        try:
-            self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        except OSError as e:
-            raise StorageError(
-                f"{path} cannot be written: {e.strerror}", hint="check [state] folder"
-            ) from e
+        self._descriptor = _open(folder / FILE)
         for attempt in range(attempts):
             if attempt:
                 time.sleep(_PAUSE_S)
@@ -52,6 +47,18 @@ class StateLock:
         except OSError:
             return False
         return True
+
+
+def _open(path: Path) -> int:
+    """The lock's file; one that is there on a disk that cannot be written locks as well."""
+    try:
+        return os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    except OSError as e:
+        if e.errno == errno.EROFS and path.exists():
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        raise StorageError(
+            f"{path} cannot be written: {e.strerror}", hint="check [state] folder"
+        ) from e
 
 
 def is_running(folder: Path) -> bool:

@@ -1,4 +1,5 @@
-"""Probe: an engine must reproduce a bundle's golden outputs here before a variant serves.
+"""Probe: an engine must reproduce a bundle's golden outputs here before a variant serves, and do so
+within the time and memory that the manifest allows.
 
 Outputs made on another instruction set round differently, so nothing but the manifest's tolerances
 decides: `atol`/`rtol` against the variant's own outputs, `reference_atol` against the source's.
@@ -17,12 +18,16 @@ from numpy.typing import NDArray
 
 from edgekit.bundle import GOLDEN_INPUTS, GOLDEN_REFERENCE, Bundle
 from edgekit.errors import GoldenMismatch
-from edgekit.manifest import Variant
+from edgekit.manifest import Limits, Variant
 from edgekit_runtime.engines import Session
 from edgekit_runtime.engines.batches import count_samples, iter_batches, run_all
+from edgekit_runtime.limits import Footprint, check_latency, check_memory
 from edgekit_runtime.pictures_probe import probe_pictures
 
 Arrays = Mapping[str, NDArray[Any]]
+
+_NO_LIMITS = Limits()
+_UNSEEN = Footprint(None)
 
 
 class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +39,7 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
             `None` where the bundle holds none, because nothing executed the variant at build.
         reference_error: the same from the source model's outputs.
         latency_ms: median time of one sample within the engine, on this machine.
+        memory_mb: that the open model holds; `None` where the manifest sets no limit.
         pictures: golden pictures that came to their golden answers; None where there are none, or
             this machine cannot decode them.
     """
@@ -43,14 +49,28 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
     reference_error: dict[str, float]
     latency_ms: float
     pictures: int | None = None
+    memory_mb: float | None = None
 
 
-def probe(bundle: Bundle, variant: Variant, session: Session) -> ProbeResult:
+def probe(
+    bundle: Bundle,
+    variant: Variant,
+    session: Session,
+    *,
+    limits: Limits = _NO_LIMITS,
+    footprint: Footprint = _UNSEEN,
+) -> ProbeResult:
     """Run every golden input, one sample at a time as a request does, and compare; then pictures.
+
+    Args:
+        limits: what the variant may cost here.
+        footprint: of this process before the session was opened.
 
     Raises:
         GoldenMismatch: an output differs by more than the tolerance; the message names the output,
             the index and the two values, or the picture and what differs.
+        LatencyExceeded: it is slower than the limit.
+        MemoryExceeded: it holds more memory than the limit.
         DataError: the golden inputs are not inputs of this model.
         EngineError: the engine refused.
     """
@@ -65,14 +85,19 @@ def probe(bundle: Bundle, variant: Variant, session: Session) -> ProbeResult:
         own = bundle.tensors(golden.outputs)
         own_error = compare(got, own, atol=golden.atol, rtol=golden.rtol, what=what)
     reference = bundle.tensors(GOLDEN_REFERENCE)
+    reference_error = compare(
+        got, reference, atol=golden.reference_atol, rtol=0.0, what=f"{what} against the source"
+    )
+    pictures = probe_pictures(bundle, variant, session)
+    # Last, when everything has run that makes engines take memory.
+    latency_ms = check_latency(variant, session, inputs, limits)
     return ProbeResult(
         samples=count_samples(session.inputs, inputs),
         own_error=own_error,
-        reference_error=compare(
-            got, reference, atol=golden.reference_atol, rtol=0.0, what=f"{what} against the source"
-        ),
-        latency_ms=_latency_ms(session, inputs),
-        pictures=probe_pictures(bundle, variant, session),
+        reference_error=reference_error,
+        latency_ms=_latency_ms(session, inputs) if latency_ms is None else latency_ms,
+        pictures=pictures,
+        memory_mb=check_memory(variant, session, limits, footprint),
     )
 
 

@@ -3,6 +3,7 @@
     STATE/models/NAME/state.json    the record (`update.Record`), replaced whole
     STATE/models/NAME/a, b          unpacked bundles; each appears whole or not at all
     STATE/requests/NAME.rollback    somebody wants the previous version back
+    STATE/requests/NAME.cancel      somebody wants the update under way to end
 
 Promise: after a kill at any moment the record can be read and names only slots that are whole.
 """
@@ -13,6 +14,7 @@ import logging
 import re
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -27,13 +29,15 @@ log = logging.getLogger(__name__)
 RECORD = "state.json"
 SLOTS: tuple[SlotName, SlotName] = ("a", "b")
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,62}\Z"
-_ROLLBACK = ".rollback"
+
+Request = Literal["rollback", "cancel"]
 
 
 class Slots:
     """The slots of every model below a state folder."""
 
     def __init__(self, state: Path) -> None:
+        self._state = state
         self._models = state / "models"
         self._requests = state / "requests"
         for folder in (self._models, self._requests):
@@ -50,6 +54,11 @@ class Slots:
     def folder(self, model: str, slot: SlotName) -> Path:
         """Where the bundle in a slot lies."""
         return self._models / model / slot
+
+    def size(self, model: str, slot: SlotName) -> int:
+        """Bytes of the files that lie in a slot; 0 for an empty one."""
+        folder = self.folder(model, slot)
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
     def read(self, model: str) -> Record:
         """The record of a model; an empty one where there is none yet.
@@ -88,25 +97,32 @@ class Slots:
         bundle.unpack(self.folder(model, slot))
 
     def tidy(self) -> None:
-        """Remove what a kill left behind: temporary files, and slots that no record names."""
-        for model in self.names():
-            folder = self._models / model
+        """Remove what a kill left behind: temporary files, and slots that no record names.
+
+        A disk that cannot be written keeps them; what serves does not need that room.
+        """
+        models = self.names()
+        for folder in (self._state, self._requests, *(self._models / model for model in models)):
             for path in folder.glob(".*.tmp"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
+        for model in models:
             self.clear_unnamed(model, self.read(model))
 
-    def ask_rollback(self, model: str) -> None:
-        """Leave word that the previous version is wanted; the daemon takes it up."""
-        storage.write(self._requests / f"{model}{_ROLLBACK}", b"")
+    def ask(self, model: str, request: Request) -> None:
+        """Leave word of what somebody wants; the daemon takes it up, now or at its next start."""
+        storage.write(self._requests / f"{model}.{request}", b"")
 
-    def asked_rollbacks(self) -> list[str]:
-        """Models whose previous version somebody wants back."""
-        found = self._requests.glob(f"[a-z0-9]*{_ROLLBACK}")
-        return sorted(path.name.removesuffix(_ROLLBACK) for path in found)
+    def asked(self, request: Request) -> list[str]:
+        """Models of which somebody wants this."""
+        found = self._requests.glob(f"[a-z0-9]*.{request}")
+        return sorted(path.name.removesuffix(f".{request}") for path in found)
 
-    def answered(self, model: str) -> None:
+    def answered(self, model: str, request: Request) -> None:
         """Take a request away; it is served, or cannot be."""
-        (self._requests / f"{model}{_ROLLBACK}").unlink(missing_ok=True)
+        try:
+            (self._requests / f"{model}.{request}").unlink(missing_ok=True)
+        except OSError as e:
+            raise StorageError(f"a request cannot be taken away: {e.strerror}") from e
 
     def _rebuilt(self, model: str) -> Record:
         held: dict[SlotName, Installed] = {}
@@ -128,3 +144,10 @@ class Slots:
         except BundleError as e:
             log.warning("slot cannot be opened", extra={"slot": str(folder), "error": str(e)})
             return None
+
+
+def _remove(path: Path) -> None:
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as e:
+        log.warning("not removed", extra={"path": str(path), "error": e.strerror})

@@ -1,7 +1,10 @@
 """Telemetry: counters of the models and of the board, every interval, into the outbox.
 
 One thread owns it and the sender, so that what is appended is also sent. Promise: an interval in
-which the link is down is told later, not left out.
+which the link is down is told later, not left out; what the outbox gave up is told too.
+
+At an interval of a minute or more, messages wait for each other up to five minutes and travel
+together; who sets a shorter one is watching, and gets each as it is made. Events never wait.
 """
 
 from __future__ import annotations
@@ -15,8 +18,19 @@ import msgspec
 
 from edgekit import messages
 from edgekit.clock import Clock
-from edgekit.messages import DriftFigures, Event, ModelFigures, Resources, Telemetry
+from edgekit.messages import (
+    About,
+    DriftFigures,
+    Event,
+    ModelFigures,
+    ModelState,
+    Part,
+    Resources,
+    Telemetry,
+)
+from edgekit_runtime import about as about_
 from edgekit_runtime.outbox import Outbox
+from edgekit_runtime.parts import Parts
 from edgekit_runtime.sender import Sender
 
 log = logging.getLogger(__name__)
@@ -29,6 +43,12 @@ LEVELS: Mapping[Level, int] = {
 }
 Figures = Callable[[], Sequence[ModelFigures]]
 Drifts = Callable[[], Sequence[DriftFigures]]
+Slots = Callable[[], Mapping[str, ModelState]]
+
+BATCH_S = 300.0
+SHORTEST_BATCHED_S = 60.0
+# Losses go on as long as there is no room: they are told as an event this often, at most.
+_LOSSES_EVERY_S = 3600.0
 
 # As many sketches as fit a payload beside everything else.
 _MOST_SKETCHES = 16
@@ -53,6 +73,8 @@ class Reporter:
         figures: what the models did since it was last called.
         resources: what the board uses now.
         drifts: what is known of each model's drift.
+        slots: where the device is with each model.
+        about: what the device runs on; asked once.
         clock: for the interval and the time stamps.
     """
 
@@ -66,20 +88,44 @@ class Reporter:
         figures: Figures,
         resources: Callable[[], Resources],
         drifts: Drifts = tuple,
+        slots: Slots = dict,
+        about: Callable[[], About] = about_.read,
         clock: Clock,
     ) -> None:
         self._outbox = outbox
         self._sender = sender
         self._boot = boot
-        self._interval_s = interval_s
         self._figures = figures
         self._resources = resources
         self._drifts = drifts
+        self._slots = slots
+        self._about = about
+        self._known_about: About | None = None
+        self._parts = Parts()
         self._clock = clock
         self._since = clock.monotonic()
+        self._told_dropped = 0
+        self._losses_told_at = float("-inf")
         self._wake = threading.Event()
+        self.set_interval(interval_s)
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+
+    @property
+    def interval_s(self) -> float:
+        """Between two telemetry messages."""
+        return self._interval_s
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def set_interval(self, seconds: float) -> None:
+        """Change the interval; the one that runs ends by the new length."""
+        self._interval_s = seconds
+        self._sender.linger_s = linger_s(seconds)
+        self._wake.set()
 
     def start(self) -> None:
         self._thread.start()
@@ -90,6 +136,7 @@ class Reporter:
         self._wake.set()
         self._thread.join()
         self.observe()
+        self._sender.hasten()
         self._sender.step()
 
     def wake(self) -> None:
@@ -106,6 +153,7 @@ class Reporter:
                 seq=seq,
                 floor=seq,
                 at=self._clock.now_ms(),
+                up=self._up_ms(),
                 kind=kind,
                 level=level,
                 message=message[:2000],
@@ -119,20 +167,56 @@ class Reporter:
         now = self._clock.monotonic()
         period_s, self._since = now - self._since, now
         figures, resources = tuple(self._figures()), self._resources()
-        drifts = _bounded(self._drifts())
-        self._outbox.append(
-            "telemetry",
-            lambda seq: Telemetry(
+        about, slots, drifts = self._read_about(), _compared(self._slots()), self._drifts()
+        outbox = self._outbox.figures()
+
+        def make(seq: int) -> Telemetry:
+            bodies: dict[Part, object] = {
+                "about": about,
+                "slots": slots,
+                "drift": [msgspec.structs.replace(one, rows=0, sketch=None) for one in drifts],
+            }
+            told = self._parts.tell(bodies, seq=seq, now_s=now)
+            return Telemetry(
                 boot=self._boot,
                 seq=seq,
                 floor=seq,
                 at=self._clock.now_ms(),
-                period_s=period_s,
+                up=self._up_ms(),
+                period_s=round(period_s, 3),
                 models=figures,
-                drift=drifts,
+                told=told,
+                about=about if told["about"] == seq else None,
+                slots=slots if told["slots"] == seq else None,
+                drift=_bounded(drifts) if told["drift"] == seq else (),
                 resources=resources,
-                outbox_dropped=self._outbox.dropped,
-            ),
+                outbox=outbox,
+            )
+
+        if not self._outbox.append("telemetry", make):
+            self._parts.forget()
+
+    def _read_about(self) -> About:
+        if self._known_about is None:
+            self._known_about = self._about()
+        return self._known_about
+
+    def _up_ms(self) -> int:
+        return round(self._clock.monotonic() * 1000)
+
+    def _tell_losses(self) -> None:
+        """Say how much the outbox gave up, when it begins and while it goes on."""
+        dropped, now = self._outbox.dropped, self._clock.monotonic()
+        if dropped == self._told_dropped or now - self._losses_told_at < _LOSSES_EVERY_S:
+            return
+        figures = self._outbox.figures()
+        self._told_dropped, self._losses_told_at = dropped, now
+        self.event(
+            "outbox_dropped",
+            f"{dropped} messages were given up since the start, the least important first",
+            level="warning",
+            dropped_bytes=figures.dropped_bytes,
+            **figures.dropped,
         )
 
     def _run(self) -> None:
@@ -152,12 +236,33 @@ class Reporter:
             due_s = self._interval_s
         if self._outbox.take_damage():
             self.event("outbox_reset", "the outbox was damaged and begun anew", level="error")
-        return min(due_s, self._sender.step())
+        self._tell_losses()
+        sender_s = self._sender.step()
+        return min(due_s, sender_s, self._outbox.tick())
+
+
+def linger_s(interval_s: float) -> float:
+    """How long telemetry waits for more of it, so that messages of `BATCH_S` travel together.
+
+    Half an interval more than the last of them takes to come, for intervals are never exact.
+    """
+    if interval_s < SHORTEST_BATCHED_S:
+        return 0.0
+    in_batch = int(BATCH_S // interval_s)
+    return (in_batch - 0.5) * interval_s if in_batch > 1 else 0.0
 
 
 def log_event(kind: str, message: str, *, level: Level = "info", **facts: object) -> None:
     """Events of a board without a fleet end in its log."""
     log.log(LEVELS[level], kind, extra={"detail": message, **facts})
+
+
+def _compared(slots: Mapping[str, ModelState]) -> dict[str, ModelState]:
+    """States without what changes all the time; the reported state has that."""
+    return {
+        model: msgspec.structs.replace(state, detail=None, progress=None, figures={})
+        for model, state in slots.items()
+    }
 
 
 def _bounded(drifts: Sequence[DriftFigures]) -> tuple[DriftFigures, ...]:

@@ -2,7 +2,8 @@
 reported state, telemetry and events.
 
 Promise: nothing that arrives here ends the daemon; what is not valid is logged and dropped. Status
-and reported state are retained, so that it does not matter who listened when they were said.
+and reported state are retained, so that it does not matter who listened when they were said. An
+enrolled device takes a wish only in an envelope that its fleet signed, and in its own name.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
+from typing import TYPE_CHECKING, Protocol
 
-from edgekit import __version__, messages, topics
+from edgekit import __version__, envelope, messages, topics
 from edgekit.clock import Clock
+from edgekit.control import COMMAND_FILTER, command_id
 from edgekit.errors import EdgekitError, MessageError
 from edgekit.link import Broker, MqttLink, Will
-from edgekit.messages import Ack, Desired, Message, Reported, RoundOpen, Status
+from edgekit.messages import Ack, Desired, Message, ModelState, Reported, RoundOpen, Status
 from edgekit_runtime import sensors
 from edgekit_runtime.config import Config, FleetSection
 from edgekit_runtime.outbox import Kind, Outbox
@@ -25,9 +28,20 @@ from edgekit_runtime.sender import Sender
 from edgekit_runtime.telemetry import Drifts, Figures, Reporter
 from edgekit_runtime.trainer import Trainer
 
+if TYPE_CHECKING:
+    from edgekit_runtime.identity import Identity
+
 log = logging.getLogger(__name__)
 
 OUTBOX = "outbox.db"
+
+
+class Commands(Protocol):
+    """What carries out commands: `control.Control`."""
+
+    def received(self, number: str, payload: bytes) -> None: ...
+
+    def connected(self) -> None: ...
 
 
 class Uplink:
@@ -36,6 +50,7 @@ class Uplink:
     Args:
         config: of this device.
         fleet: its `[fleet]` section.
+        identity: of an enrolled device; `None` where the section is insecure.
         boot: of this start of the daemon.
         figures: what the models did since it was last called.
         drifts: what is known of each model's drift.
@@ -48,6 +63,7 @@ class Uplink:
         config: Config,
         fleet: FleetSection,
         *,
+        identity: Identity | None = None,
         boot: str,
         figures: Figures,
         drifts: Drifts = tuple,
@@ -61,6 +77,9 @@ class Uplink:
         self._report: Callable[[], Reported] | None = None
         self._want: Callable[[Desired], None] | None = None
         self._trainer: Trainer | None = None
+        self._control: Commands | None = None
+        self._identity = identity
+        self._name = f"{self._device.site}/{self._device.id}"
         self._closing = False
         self._present = False
         self._outbox = Outbox(
@@ -68,6 +87,8 @@ class Uplink:
             boot=boot,
             max_rows=fleet.outbox_rows,
             max_bytes=fleet.outbox_bytes,
+            max_age_s=fleet.outbox_age_s,
+            clock=clock,
         )
         self._sender = Sender(self._outbox, self._publish_counted, clock=clock, rng=rng)
         self._reporter = Reporter(
@@ -78,19 +99,22 @@ class Uplink:
             figures=figures,
             resources=lambda: sensors.read(config.state.folder),
             drifts=drifts,
+            slots=self._states,
             clock=clock,
         )
         self.events = self._reporter.event
-        filters = [self._topic(leaf) for leaf in (topics.DESIRED, topics.ACK, topics.STATUS)]
+        heard = (topics.DESIRED, topics.ACK, topics.STATUS, COMMAND_FILTER)
+        filters = [self._topic(leaf) for leaf in heard]
         if config.training is not None:
             filters.append(topics.every_round_open(self._device.site))
         self.link = MqttLink(
-            Broker.parse(fleet.broker),
-            client_id=f"{self._device.site}-{self._device.id}",
+            Broker.parse(_broker(fleet, identity)),
+            client_id=identity.client_id if identity else f"{self._device.site}-{self._device.id}",
             filters=filters,
             on_message=self._received,
             on_connect=self._connected,
             will=Will(self._topic(topics.STATUS), self._status(online=False)),
+            tls=identity.tls if identity else None,
         )
 
     def start(
@@ -99,6 +123,7 @@ class Uplink:
         report: Callable[[], Reported],
         want: Callable[[Desired], None],
         trainer: Trainer | None,
+        control: Commands | None = None,
     ) -> None:
         """Connect, and stay connected.
 
@@ -106,10 +131,29 @@ class Uplink:
             report: what the device has now.
             want: takes a desired state.
             trainer: takes part in rounds, where this device does.
+            control: carries out commands.
         """
         self._report, self._want, self._trainer = report, want, trainer
+        self._control = control
         self._reporter.start()
         self.link.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread of the outbox still runs."""
+        return self._reporter.is_alive
+
+    def set_interval(self, seconds: float) -> None:
+        """Send telemetry that often from now on, from any thread."""
+        self._reporter.set_interval(seconds)
+
+    def answer(self, leaf: str, payload: bytes) -> bool:
+        """Publish the result of a command; `False` while there is no link."""
+        return self.link.publish(self._topic(leaf), payload)
+
+    def _states(self) -> Mapping[str, ModelState]:
+        """What telemetry says of the slots; nothing before the start."""
+        return self._report().models if self._report is not None else {}
 
     def changed(self) -> None:
         """The reported state changed: tell it, if anybody can hear it."""
@@ -135,6 +179,8 @@ class Uplink:
         self._reporter.wake()
         if self._trainer is not None:
             self._trainer.connected()
+        if self._control is not None:
+            self._control.connected()
 
     def _heard(self, said: Status) -> None:
         """Contradict the last will of a connection that is over, where it comes after our status.
@@ -164,12 +210,30 @@ class Uplink:
             self._reporter.wake()
         elif topic == self._topic(topics.DESIRED):
             if payload and self._want is not None:
-                self._want(messages.decode(payload, Desired, topic=topic))
+                self._want(self._desired(payload, topic=topic))
         elif topic == self._topic(topics.STATUS):
             if payload:
                 self._heard(messages.decode(payload, Status, topic=topic))
+        elif (number := self._command(topic)) is not None:
+            if payload and self._control is not None:
+                self._control.received(number, payload)
         elif self._trainer is not None:
             _to_trainer(self._trainer, topic, payload)
+
+    def _desired(self, payload: bytes, *, topic: str) -> Desired:
+        """A wish that is meant for this device, by whoever may wish."""
+        if self._identity is None:
+            return messages.decode(payload, Desired, topic=topic)
+        signed = envelope.open_(
+            payload, kind=envelope.DESIRED, trusted=self._identity.control_keys, what=topic
+        )
+        desired = messages.decode(signed, Desired, topic=topic)
+        if desired.device != self._name:
+            raise MessageError(f"{topic}: signed for {desired.device!r}, this is {self._name}")
+        return desired
+
+    def _command(self, topic: str) -> str | None:
+        return command_id(topic.removeprefix(self._topic("")))
 
     def _publish_counted(self, kind: Kind, payload: bytes) -> bool:
         return self.link.publish(self._topic(kind), payload)
@@ -182,6 +246,13 @@ class Uplink:
 
     def _topic(self, leaf: str) -> str:
         return topics.device(self._device.site, self._device.id, leaf)
+
+
+def _broker(fleet: FleetSection, identity: Identity | None) -> str:
+    """Where the broker is: as the configuration says, else as the enrolment did."""
+    address = fleet.broker or (identity.broker if identity else None)
+    assert address is not None  # checked with the configuration
+    return address
 
 
 def _to_trainer(trainer: Trainer, topic: str, payload: bytes) -> None:

@@ -1,6 +1,6 @@
 """A board for the updater's tests: real bundles, keys, slots and files.
 
-What serves and what downloads is simulated behind the real interfaces.
+What serves, what compares and what downloads is simulated behind the real interfaces.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from edgekit.bundle import Bundle, describe
 from edgekit.errors import EngineError, GoldenMismatch
 from edgekit.messages import Desired, ModelState, Wanted
 from edgekit.signing import SigningKey
+from edgekit_runtime.canary.verdict import Verdict
 from edgekit_runtime.config import UpdateSection
 from edgekit_runtime.desired import DesiredState
 from edgekit_runtime.fetch import Fetcher
 from edgekit_runtime.live import Live
 from edgekit_runtime.slots import Slots
+from edgekit_runtime.source import Source
 from edgekit_runtime.telemetry import Level
-from edgekit_runtime.update import Record
+from edgekit_runtime.update import Reason, Record
 from edgekit_runtime.updater import Updater
 from tests import bundles
 from tests.clock import ManualClock
@@ -46,7 +48,7 @@ class Shelf:
         # Loaded, and neither visible nor given back.
         self.idle: list[Opened] = []
 
-    def load(self, bundle: Bundle, *, verified_by: str | None) -> Opened:
+    def load(self, bundle: Bundle, *, verified_by: str | None, proven: bool = False) -> Opened:
         assert verified_by is not None
         version = bundle.manifest.version
         if version.startswith("2."):
@@ -73,6 +75,36 @@ class Shelf:
 
     def discard(self, served: Opened) -> None:
         self.idle.remove(served)
+
+
+class Trial:
+    """Judges a canary as the version's number says: 1.8 loses, the others win."""
+
+    def __init__(self, board: Board, old: Opened, new: Opened) -> None:
+        assert old is not new
+        self._board = board
+        self._new = new
+        self._looks = 0
+
+    def verdict(self) -> Verdict | None:
+        self._looks += 1
+        if self._looks <= self._board.canary_looks:
+            return None
+        figures = {"samples": 40.0}
+        if self._new.version.startswith("1.8."):
+            return Verdict(
+                decision="roll_back",
+                reason=Reason.CANARY_AGREEMENT,
+                detail="agrees in 12 of 40",
+                figures=figures,
+            )
+        return Verdict(decision="promote", detail="agrees in 40 of 40", figures=figures)
+
+    def progress(self) -> float:
+        return min(1.0, self._looks / 10)
+
+    def close(self) -> None:
+        self._board.open_trials.remove(self)
 
 
 class PlugPulled(BaseException):
@@ -104,11 +136,14 @@ class Board:
         files: dict[str, Path],
         *,
         limits: UpdateSection | None = None,
+        canary_looks: int | None = None,
     ) -> None:
         self.state = folder / "state"
         self.key = key
         self.limits = limits or UpdateSection(confirm_after_s=30)
         self.files = files
+        self.canary_looks = canary_looks or 0
+        self.has_canary = canary_looks is not None
         self.clock = ManualClock()
         self.told: list[tuple[str, dict[str, object]]] = []
         self.reports: list[tuple[int, ModelState | None]] = []
@@ -116,11 +151,13 @@ class Board:
 
     def start(self) -> None:
         self.shelf = Shelf()
+        self.open_trials: list[Trial] = []
         self.desired = DesiredState(self.state)
         live = Live(
             self.shelf,
             keys=[self.key.public],
             engine_failures=lambda _: self.shelf.failures,
+            compare=self.compare if self.has_canary else None,
             clock=self.clock,
         )
         self.updater = Updater(
@@ -130,11 +167,22 @@ class Board:
             profile=bundles.PROFILE.name,
             keys=[self.key.public],
             limits=self.limits,
-            fetcher=Repository(self.state / "fetch", self.files),
+            source=Source(
+                Repository(self.state / "fetch", self.files),
+                repository=None,
+                events=self.tell,
+                clock=self.clock,
+                rng=Random(1),
+            ),
             events=self.tell,
             changed=self.report,
+            clock=self.clock,
         )
         self.updater.restore()
+
+    def compare(self, old: Opened, new: Opened) -> Trial:
+        self.open_trials.append(Trial(self, old, new))
+        return self.open_trials[-1]
 
     def report(self) -> None:
         self.reports.append((self.desired.serial, self.updater.states().get(MODEL)))
@@ -167,7 +215,7 @@ class World:
         self.key = SigningKey.generate()
         self.files: dict[str, Path] = {}
         self.wants: dict[str, Wanted] = {}
-        for number, version in enumerate(["1.0.0", "1.1.0", "1.2.0", "2.0.0", "3.0.0"]):
+        for number, version in enumerate(["1.0.0", "1.1.0", "1.2.0", "1.8.0", "2.0.0", "3.0.0"]):
             self.add(bundles.write(folder, version=version, key=self.key, seed=number))
 
     def add(self, path: Path, **changes: Any) -> Wanted:

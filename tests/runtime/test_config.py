@@ -15,7 +15,7 @@ from edgekit_runtime.serving.settings import Settings
 from edgekit_runtime.serving.tls import Tls
 
 DEVICE = '[device]\nsite = "demo"\nid = "board-1"\nprofile = "generic-x86_64"\n'
-FLEET = '[fleet]\nbroker = "mqtt://127.0.0.1:1883"\nrepository = "http://127.0.0.1:8600/r/"\n'
+FLEET = '[fleet]\ninsecure = true\nbroker = "mqtt://127.0.0.1:1883"\nrepository = "http://127.0.0.1:8600/r/"\n'
 
 
 def read(text: str) -> config.Config:

@@ -63,7 +63,7 @@ def test_a_rollback_is_left_for_the_daemon(config: Path, tmp_path: Path) -> None
     answer = run(config, "rollback", "tiny")
 
     assert "tiny goes back to 1.0.0 at the daemon's next start" in answer.stdout
-    assert slots.asked_rollbacks() == ["tiny"]
+    assert slots.asked("rollback") == ["tiny"]
 
 
 def test_a_rollback_that_cannot_be_is_refused(config: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_rollback_that_cannot_be_is_refused(config: Path, tmp_path: Path) -> N
 
     assert isinstance(refused, UsageError)
     assert "no version to go back to" in refused.message
-    assert slots.asked_rollbacks() == []
+    assert slots.asked("rollback") == []
 
 
 def test_a_daemon_without_a_configuration_says_which_file(tmp_path: Path) -> None:

@@ -2,148 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.server
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.clock import SystemClock
-from edgekit.messages import Wanted
-from edgekit_runtime import fetch
-from edgekit_runtime.fetch import Fetcher, Interrupted, backoff, check, resolve
+from edgekit_runtime.fetch import Fetcher, Interrupted, check, resolve
 from edgekit_runtime.update import Reason, UpdateFailed
-
-DATA = Random(1).randbytes(300_000)
-Handler = http.server.BaseHTTPRequestHandler
-
-
-def wanted(data: bytes = DATA, *, url: str = "it.edge", size: int | None = None) -> Wanted:
-    return Wanted(
-        version="1.0.0",
-        digest="sha256:" + "0" * 64,
-        url=url,
-        sha256=hashlib.sha256(data).hexdigest(),
-        size_bytes=size or len(data),
-    )
-
-
-class Server:
-    """Answers each request with the next behaviour of a list, the last one again and again."""
-
-    def __init__(self) -> None:
-        self.behaviours: list[Callable[[Handler, int], None]] = [whole]
-        self.offsets: list[int] = []
-        outer = self
-
-        class Answer(Handler):
-            def do_GET(self) -> None:
-                text = self.headers.get("Range", "bytes=0-")
-                offset = int(text.removeprefix("bytes=").rstrip("-"))
-                outer.offsets.append(offset)
-                behaviours = outer.behaviours
-                act = behaviours.pop(0) if len(behaviours) > 1 else behaviours[0]
-                act(self, offset)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                """Keep quiet."""
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def whole(request: Handler, offset: int, *, cut: int | None = None) -> None:
-    request.send_response(206 if offset else 200)
-    if offset:
-        end = len(DATA) - 1
-        request.send_header("Content-Range", f"bytes {offset}-{end}/{len(DATA)}")
-    request.send_header("Content-Length", str(len(DATA) - offset))
-    request.end_headers()
-    request.wfile.write(DATA[offset:cut])
-
-
-def cut(request: Handler, offset: int) -> None:
-    whole(request, offset, cut=offset + 100_000)
-    request.wfile.flush()
-    request.connection.shutdown(socket.SHUT_RDWR)
-
-
-def says(status: int, **headers: str) -> Callable[[Handler, int], None]:
-    def answer(request: Handler, offset: int) -> None:
-        request.send_response(status)
-        for name, value in headers.items():
-            request.send_header(name.replace("_", "-"), value)
-        request.send_header("Content-Length", "0")
-        request.end_headers()
-
-    return answer
-
-
-def garbage(request: Handler, offset: int) -> None:
-    request.wfile.write(b"\x00\xff not http at all\r\n\r\n")
-    request.connection.shutdown(socket.SHUT_RDWR)
-
-
-def silent(request: Handler, offset: int) -> None:
-    request.connection.recv(1)
-
-
-def drips(request: Handler, offset: int) -> None:
-    done = threading.Event()
-    try:
-        request.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
-        while not done.wait(0.02):
-            request.wfile.write(b"x")
-    except OSError:
-        return
+from tests.clock import ManualClock
+from tests.runtime.fetching import get, hold, make, refused, wanted
+from tests.runtime.file_server import (
+    DATA,
+    Behaviour,
+    FileServer,
+    another_file,
+    cut,
+    cut_without_ranges,
+    drips,
+    drips_heads,
+    encoded,
+    endless,
+    garbage,
+    says,
+    silent,
+    whole,
+    without_ranges,
+)
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    made = Server()
-    yield made
-    made.close()
+def server() -> Iterator[FileServer]:
+    with FileServer() as made:
+        yield made
 
 
 @pytest.fixture
-def fetcher(tmp_path: Path, server: Server) -> Fetcher:
+def fetcher(tmp_path: Path, server: FileServer) -> Fetcher:
     return make(tmp_path, server.url)
-
-
-def make(folder: Path, repository: str, *, reserve_bytes: int = 1) -> Fetcher:
-    return Fetcher(
-        folder / "fetch",
-        repository=repository,
-        reserve_bytes=reserve_bytes,
-        clock=SystemClock(),
-        rng=Random(1),
-        idle_timeout_s=0.2,
-    )
-
-
-def get(fetcher: Fetcher, what: Wanted | None = None, *, limit_s: float = 20.0) -> bytes:
-    path = fetcher.fetch(
-        what or wanted(), limit_s=limit_s, progress=lambda _: None, wait=lambda _: False
-    )
-    return path.read_bytes()
-
-
-def refused(fetcher: Fetcher, what: Wanted | None = None, *, limit_s: float = 20.0) -> Reason:
-    with pytest.raises(UpdateFailed) as caught:
-        get(fetcher, what, limit_s=limit_s)
-    return caught.value.reason
 
 
 def test_a_file_comes_whole(fetcher: Fetcher) -> None:
@@ -152,7 +51,7 @@ def test_a_file_comes_whole(fetcher: Fetcher) -> None:
 
 
 def test_a_broken_connection_is_gone_on_with_where_it_broke(
-    server: Server, fetcher: Fetcher
+    server: FileServer, fetcher: Fetcher
 ) -> None:
     server.behaviours = [cut, cut, whole]
 
@@ -160,42 +59,85 @@ def test_a_broken_connection_is_gone_on_with_where_it_broke(
     assert server.offsets == [0, 100_000, 200_000]
 
 
-def test_a_part_from_before_a_restart_is_used(server: Server, fetcher: Fetcher) -> None:
-    fetcher.part(wanted()).write_bytes(DATA[:123])
+def test_a_part_from_before_a_restart_is_used(server: FileServer, fetcher: Fetcher) -> None:
+    hold(fetcher, DATA[:123])
 
     assert get(fetcher) == DATA
     assert server.offsets == [123]
 
 
-def test_a_server_without_ranges_begins_anew(server: Server, fetcher: Fetcher) -> None:
-    fetcher.part(wanted()).write_bytes(b"x" * 1000)
-    server.behaviours = [lambda request, _: whole(request, 0)]
-
-    assert get(fetcher) == DATA
-
-
-def test_a_whole_part_is_not_fetched_again(server: Server, fetcher: Fetcher) -> None:
-    fetcher.part(wanted()).write_bytes(DATA)
+def test_a_whole_part_is_not_fetched_again(server: FileServer, fetcher: Fetcher) -> None:
+    hold(fetcher, DATA)
 
     get(fetcher)
 
     assert server.offsets == []
 
 
-def test_a_part_that_is_too_long_is_thrown_away(server: Server, fetcher: Fetcher) -> None:
-    fetcher.part(wanted()).write_bytes(DATA + b"x")
+def test_a_part_that_is_too_long_is_thrown_away(server: FileServer, fetcher: Fetcher) -> None:
+    hold(fetcher, DATA + b"x")
 
     assert get(fetcher) == DATA
     assert server.offsets == [0]
 
 
-@pytest.mark.parametrize("bad", [garbage, silent, drips, says(503), says(429), says(206)])
-def test_what_may_pass_is_tried_again(
-    server: Server, fetcher: Fetcher, bad: Callable[[Handler, int], None]
-) -> None:
-    server.behaviours = [bad, whole]
+def test_a_whole_part_of_wrong_bytes_is_fetched_anew(server: FileServer, fetcher: Fetcher) -> None:
+    hold(fetcher, DATA[::-1])
 
     assert get(fetcher) == DATA
+    assert server.offsets == [0]
+
+
+def test_a_server_without_ranges_takes_nothing_away_that_is_here(
+    server: FileServer, fetcher: Fetcher
+) -> None:
+    hold(fetcher, DATA[:200_000])
+    server.behaviours = [cut_without_ranges, without_ranges]
+    seen: list[float] = []
+
+    assert get(fetcher, progress=seen.append) == DATA
+    assert min(seen) >= 200_000 / len(DATA)
+
+
+def test_a_server_without_ranges_replaces_what_differs(
+    server: FileServer, fetcher: Fetcher
+) -> None:
+    hold(fetcher, DATA[:50_000] + b"x" * 100_000)
+    server.behaviours = [without_ranges]
+
+    assert get(fetcher) == DATA
+
+
+def test_a_validator_goes_along_to_the_server_that_gave_it(
+    server: FileServer, fetcher: Fetcher
+) -> None:
+    server.behaviours = [
+        partial(whole, end=1_000, etag='"one"'),
+        partial(whole, end=2_000),
+        whole,
+    ]
+
+    assert get(fetcher) == DATA
+    assert [headers.get("If-Range") for headers in server.headers] == [None, '"one"', None]
+
+
+def test_a_file_that_was_replaced_meanwhile_comes_whole(
+    server: FileServer, fetcher: Fetcher
+) -> None:
+    old = partial(whole, data=DATA[::-1], end=150_000, etag='"old"')
+    server.behaviours = [old, without_ranges]
+
+    assert get(fetcher) == DATA
+    assert server.offsets == [0, 150_000]
+
+
+@pytest.mark.parametrize(
+    "bad", [garbage, silent, drips_heads, says(503), says(429), says(408), says(206)]
+)
+def test_what_may_pass_is_tried_again(server: FileServer, tmp_path: Path, bad: Behaviour) -> None:
+    server.behaviours = [bad, whole]
+
+    assert get(make(tmp_path, server.url, idle_timeout_s=0.2)) == DATA
 
 
 @pytest.mark.parametrize(
@@ -203,12 +145,14 @@ def test_what_may_pass_is_tried_again(
     [
         (says(404), Reason.FETCH_REFUSED),
         (says(302, Location="http://127.0.0.1:1/it.edge"), Reason.FETCH_REFUSED),
+        (encoded, Reason.FETCH_REFUSED),
         (says(416), Reason.WRONG_SIZE),
         (says(200), Reason.WRONG_SIZE),
+        (says(206, Content_Range="bytes 0-9/10"), Reason.WRONG_SIZE),
     ],
 )
 def test_what_will_not_pass_ends_the_download(
-    server: Server, fetcher: Fetcher, answer: Callable[[Handler, int], None], reason: Reason
+    server: FileServer, fetcher: Fetcher, answer: Behaviour, reason: Reason
 ) -> None:
     server.behaviours = [answer]
 
@@ -216,13 +160,51 @@ def test_what_will_not_pass_ends_the_download(
     assert len(server.offsets) == 1
 
 
-@pytest.mark.parametrize("bad", [garbage, silent, drips, says(503)])
-def test_a_server_that_never_does_its_work_is_bounded_by_the_limit(
-    server: Server, fetcher: Fetcher, bad: Callable[[Handler, int], None]
+@pytest.mark.parametrize(
+    ("bad", "trouble"),
+    [
+        (garbage, "http at all"),
+        (silent, "timed out"),
+        (drips_heads, "no answer had begun"),
+        (says(503), "answers 503"),
+    ],
+)
+def test_a_server_that_never_does_its_work_is_bounded_by_the_limit_and_named(
+    server: FileServer, tmp_path: Path, bad: Behaviour, trouble: str
+) -> None:
+    server.behaviours = [bad]
+    fetcher = make(tmp_path, server.url, idle_timeout_s=0.2)
+
+    assert refused(fetcher, limit_s=0.8, match=trouble) is Reason.FETCH_TIMEOUT
+
+
+def test_a_body_that_drips_is_bounded_by_the_limit(server: FileServer, fetcher: Fetcher) -> None:
+    server.behaviours = [drips]
+
+    assert refused(fetcher, limit_s=0.4) is Reason.FETCH_TIMEOUT
+
+
+@pytest.mark.parametrize("bad", [another_file, endless])
+def test_wrong_bytes_are_fetched_twice_and_not_a_third_time(
+    server: FileServer, fetcher: Fetcher, bad: Behaviour
 ) -> None:
     server.behaviours = [bad]
 
-    assert refused(fetcher, limit_s=0.5) is Reason.FETCH_TIMEOUT
+    assert refused(fetcher) is Reason.WRONG_SHA256
+    assert server.offsets == [0, 0]
+    assert not fetcher.part(wanted()).exists()
+
+
+def test_endless_data_takes_no_more_disk_than_was_announced(
+    server: FileServer, fetcher: Fetcher
+) -> None:
+    server.behaviours = [endless]
+    part = fetcher.part(wanted())
+    sizes: list[int] = []
+
+    refused(fetcher, progress=lambda _: sizes.append(part.stat().st_size))
+
+    assert max(sizes) == len(DATA)
 
 
 def test_a_repository_that_is_not_there_is_waited_for(tmp_path: Path) -> None:
@@ -232,18 +214,34 @@ def test_a_repository_that_is_not_there_is_waited_for(tmp_path: Path) -> None:
         assert refused(away, limit_s=0.2) is Reason.FETCH_TIMEOUT
 
 
-def test_a_full_disk_is_noticed_before_the_first_byte(tmp_path: Path, server: Server) -> None:
+def test_a_server_that_asks_for_time_gets_it(server: FileServer, tmp_path: Path) -> None:
+    server.behaviours = [says(503, Retry_After="600"), whole]
+    clock = ManualClock()
+
+    def wait(seconds: float) -> bool:
+        clock.advance(seconds)
+        return False
+
+    assert get(make(tmp_path, server.url, clock=clock), limit_s=3600, wait=wait) == DATA
+    assert clock.monotonic() >= 600
+
+
+def test_no_room_for_file_and_second_slot_is_noticed_before_the_first_byte(
+    tmp_path: Path, server: FileServer
+) -> None:
     fetcher = make(tmp_path, server.url, reserve_bytes=1 << 60)
 
-    assert refused(fetcher) is Reason.DISK_FULL
+    assert refused(fetcher, match=f"{len(DATA)} for the second slot") is Reason.NO_ROOM
     assert server.offsets == []
 
 
-def test_somebody_may_end_a_download_and_the_part_stays(server: Server, fetcher: Fetcher) -> None:
+def test_somebody_may_end_a_download_and_the_part_stays(
+    server: FileServer, fetcher: Fetcher
+) -> None:
     server.behaviours = [cut]
 
     with pytest.raises(Interrupted):
-        fetcher.fetch(wanted(), limit_s=20, progress=lambda _: None, wait=lambda s: s > 0)
+        get(fetcher, wait=lambda s: s > 0)
 
     assert fetcher.part(wanted()).read_bytes() == DATA[:100_000]
 
@@ -298,19 +296,62 @@ def test_relative_addresses_are_below_the_repository() -> None:
     assert resolve(base, "https://other/x.edge").geturl() == "https://other/x.edge"
 
 
-@given(attempt=st.integers(0, 1000), seed=st.integers())
-def test_waits_grow_to_a_bound_and_differ_between_devices(attempt: int, seed: int) -> None:
-    wait_s = backoff(attempt, rng=Random(seed))
-
-    assert min(fetch.LONGEST_WAIT_S, 2.0 ** min(attempt, 7)) / 2 <= wait_s <= fetch.LONGEST_WAIT_S
-
-
-def test_parts_that_nobody_needs_are_deleted(fetcher: Fetcher) -> None:
+def test_what_nobody_needs_is_deleted(fetcher: Fetcher) -> None:
     keep, other = wanted(), wanted(b"other")
-    for part in (fetcher.part(keep), fetcher.part(other)):
-        part.write_bytes(b"x")
+    for bundle in (keep, other):
+        hold(fetcher, b"x", bundle)
+        fetcher.part(bundle).with_suffix(".delta").write_bytes(b"x")
+    folder = fetcher.part(keep).parent
+    (folder / f".{keep.sha256}.part.0123abcd.tmp").write_bytes(b"x")
 
     fetcher.tidy({keep.sha256})
 
-    assert fetcher.part(keep).exists()
-    assert not fetcher.part(other).exists()
+    names = {keep.sha256 + suffix for suffix in (".part", ".part.mark", ".delta")}
+    assert {path.name for path in folder.iterdir()} == names
+
+
+def test_the_bandwidth_is_kept(server: FileServer, tmp_path: Path) -> None:
+    clock = ManualClock()
+
+    def wait(seconds: float) -> bool:
+        clock.advance(seconds)
+        return False
+
+    fetcher = make(tmp_path, server.url, clock=clock, bandwidth_bytes_s=10_000)
+
+    assert get(fetcher, limit_s=3600, wait=wait) == DATA
+    # All but the first quarter of a second's worth is paid for by waiting.
+    assert clock.monotonic() == pytest.approx(len(DATA) / 10_000 - 0.25)
+
+
+def test_a_download_pauses_outside_its_window_and_goes_on_inside(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    # 2023-11-14 22:13:20 UTC; the window closes within the download and opens the next night.
+    clock = ManualClock(now_ms=1_700_000_000_000)
+    hours: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        clock.advance(seconds)
+        return False
+
+    def progress(_: float) -> None:
+        hours.append(clock.now_ms() / 3_600_000 % 24)
+
+    fetcher = make(tmp_path, server.url, clock=clock, bandwidth_bytes_s=1024, window="22:10-22:15")
+
+    assert get(fetcher, limit_s=300, wait=wait, progress=progress) == DATA
+    # A read that was under way when the window closed is the last one.
+    assert {int(hour) for hour in hours} == {22}
+    assert all(10 / 60 <= hour - 22 < 15.2 / 60 for hour in hours)
+    assert len(server.offsets) == 2
+
+
+def test_a_download_whose_window_is_shut_can_be_ended(server: FileServer, tmp_path: Path) -> None:
+    fetcher = make(tmp_path, server.url, clock=ManualClock(), window="00:00-00:01")
+
+    with pytest.raises(Interrupted):
+        get(fetcher, wait=lambda s: s > 0)
+
+    assert server.offsets == []

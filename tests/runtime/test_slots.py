@@ -84,11 +84,12 @@ def test_a_rebuilt_record_leaves_a_damaged_slot_out(slots: Slots, tmp_path: Path
 
 
 def test_a_request_to_go_back_waits_until_it_is_answered(slots: Slots) -> None:
-    slots.ask_rollback("lite0.v1")
-    assert slots.asked_rollbacks() == ["lite0.v1"]
+    slots.ask("lite0.v1", "rollback")
+    assert slots.asked("rollback") == ["lite0.v1"]
+    assert slots.asked("cancel") == []
 
-    slots.answered("lite0.v1")
-    assert slots.asked_rollbacks() == []
+    slots.answered("lite0.v1", "rollback")
+    assert slots.asked("rollback") == []
 
 
 def test_a_state_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

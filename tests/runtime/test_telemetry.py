@@ -130,12 +130,15 @@ def test_what_was_dropped_is_counted_in_what_follows(tmp_path: Path) -> None:
     for _ in range(150):
         device.reporter.observe()
 
-    assert device.telemetry()[-1].outbox_dropped == 49
+    last = device.telemetry()[-1].outbox
+    assert last.dropped == {"telemetry": device.outbox.dropped}
+    assert last.dropped_bytes > 100 * last.dropped["telemetry"]
+    assert last.waiting + device.outbox.dropped == 149
     device.outbox.close()
 
 
 def test_a_damaged_outbox_is_an_event(device: Device) -> None:
-    device.outbox._was_damaged = True
+    device.outbox._file.was_damaged = True
 
     device.reporter._turn()
 

@@ -33,6 +33,7 @@ def path_to(state: State) -> Record:
     made[State.VERIFYING] = update.move(begun, State.VERIFYING)
     made[State.STAGED] = update.staged(made[State.VERIFYING])
     made[State.PROBING] = update.move(made[State.STAGED], State.PROBING)
+    made[State.CANARY] = update.move(made[State.PROBING], State.CANARY)
     made[State.ACTIVE] = update.activated(made[State.PROBING])
     made[State.CONFIRMED] = update.move(made[State.ACTIVE], State.CONFIRMED)
     made[State.ROLLED_BACK] = update.rolled_back(made[State.ACTIVE], Reason.ASKED, "so")
@@ -71,8 +72,46 @@ def test_start_up_always_names_a_slot_that_holds_something(state: State) -> None
     for _ in range(10):
         record = update.at_start(record)
         assert record.serving is not None
-    expected = {State.PROBING: State.FAILED, State.ACTIVE: State.ROLLED_BACK}
+    expected = dict.fromkeys((State.VERIFYING, State.PROBING, State.CANARY), State.FAILED)
+    expected[State.ACTIVE] = State.ROLLED_BACK
     assert record.state is expected.get(state, state)
+
+
+def test_starts_during_a_probe_and_its_canary_count_together() -> None:
+    record = path_to(State.PROBING)
+    for _ in range(update.MAX_ATTEMPTS - 1):
+        record = update.at_start(update.move(record, State.CANARY))
+        assert record.state is State.PROBING
+    record = update.at_start(update.move(record, State.CANARY))
+
+    assert record.update is not None
+    assert (record.state, record.update.reason) == (State.FAILED, Reason.CANARY_CRASHED)
+
+
+@pytest.mark.parametrize("state", sorted(update.REPLACEABLE, key=str))
+def test_a_cancelled_update_leaves_what_serves_and_gives_its_slot_up(state: State) -> None:
+    record = update.cancelled(path_to(state), "so")
+
+    assert record is not None
+    assert record.update is not None
+    assert (record.state, record.update.reason) == (State.FAILED, Reason.CANCELLED)
+    assert list(record.slots) == [record.active] == ["a"]
+
+
+def test_what_serves_cannot_be_cancelled() -> None:
+    assert update.cancelled(path_to(State.ACTIVE), "so") is None
+    assert update.cancelled(path_to(State.CONFIRMED), "so") is None
+
+
+def test_a_lost_canary_keeps_its_figures_and_gives_its_slot_up() -> None:
+    record = update.judged_worse(
+        path_to(State.CANARY), Reason.CANARY_LATENCY, "so", figures={"latency_ratio": 2.0}
+    )
+
+    assert record.update is not None
+    assert record.update.figures == {"latency_ratio": 2.0}
+    assert record.state is State.ROLLED_BACK
+    assert list(record.slots) == [record.active] == ["a"]
 
 
 def test_a_version_that_never_gets_confirmed_is_given_up_after_three_starts() -> None:

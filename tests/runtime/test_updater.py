@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,12 +22,12 @@ from hypothesis.stateful import (
 
 from edgekit import storage
 from edgekit.bundle import Bundle
-from edgekit.errors import StorageError
+from edgekit.errors import StorageError, UsageError
 from edgekit.messages import Wanted
 from edgekit.signing import SigningKey
 from edgekit_runtime import update
 from edgekit_runtime.config import UpdateSection
-from edgekit_runtime.slots import Slots
+from edgekit_runtime.slots import Request, Slots
 from edgekit_runtime.update import Reason, State
 from tests import bundles
 from tests.runtime.boards import MODEL, Board, Opened, PlugPulled, World
@@ -163,11 +164,11 @@ def test_a_request_on_the_board_brings_the_previous_version_back(
     board.work()
     board.want(2, world.wants["1.1.0"])
     board.work()
-    Slots(board.state).ask_rollback(MODEL)
+    Slots(board.state).ask(MODEL, "rollback")
     board.work()
 
     assert board.serves == "1.0.0"
-    assert not Slots(board.state).asked_rollbacks()
+    assert not Slots(board.state).asked("rollback")
     board.start()
     assert board.serves == "1.0.0"
 
@@ -179,7 +180,7 @@ def test_a_request_that_was_left_while_the_daemon_was_away_counts_too(
     board.work()
     board.want(2, world.wants["1.1.0"])
     board.work()
-    Slots(board.state).ask_rollback(MODEL)
+    Slots(board.state).ask(MODEL, "rollback")
     board.start()
 
     assert board.serves == "1.0.0"
@@ -317,7 +318,7 @@ def test_a_version_that_opens_after_its_time_limit_is_closed_again(
     board = Board(tmp_path, world.key, world.files, limits=UpdateSection(probe_limit_s=0.05))
     opened, may_end = board.shelf.load, threading.Event()
 
-    def load(bundle: Bundle, *, verified_by: str | None) -> Opened:
+    def load(bundle: Bundle, *, verified_by: str | None, proven: bool = False) -> Opened:
         may_end.wait()
         return opened(bundle, verified_by=verified_by)
 
@@ -333,18 +334,152 @@ def test_a_version_that_opens_after_its_time_limit_is_closed_again(
     assert not board.shelf.idle
 
 
+@pytest.fixture
+def careful(world: World, tmp_path: Path) -> Board:
+    """A board that serves 1.0.0 and compares a new version twice before it decides."""
+    board = Board(tmp_path, world.key, world.files, canary_looks=2)
+    board.want(1, world.wants["1.0.0"])
+    board.work()
+    return board
+
+
+def test_the_first_version_has_nothing_to_be_compared_with(careful: Board) -> None:
+    assert careful.serves == "1.0.0"
+    assert not careful.open_trials
+
+
+def test_a_version_that_wins_its_canary_serves_with_the_figures_that_it_won_by(
+    careful: Board, world: World
+) -> None:
+    careful.want(2, world.wants["1.1.0"])
+    careful.work(turns=1)
+
+    trying = careful.record
+    assert trying.state is State.CANARY
+    assert careful.serves == "1.0.0"
+
+    careful.work(turns=4)
+
+    record = careful.record
+    assert careful.serves == "1.1.0"
+    assert record.state is State.CONFIRMED
+    assert record.update is not None
+    assert record.update.figures == {"samples": 40.0}
+    assert [facts["samples"] for kind, facts in careful.told if kind == "canary_passed"] == [40.0]
+    assert not careful.open_trials
+    assert not careful.shelf.idle
+
+
+def test_a_version_that_loses_its_canary_never_serves_and_leaves_its_slot(
+    careful: Board, world: World
+) -> None:
+    careful.want(2, world.wants["1.8.0"])
+    careful.work(turns=4)
+
+    record = careful.record
+    assert careful.serves == "1.0.0"
+    assert record.update is not None
+    assert (record.state, record.update.reason) == (State.ROLLED_BACK, Reason.CANARY_AGREEMENT)
+    assert record.update.figures == {"samples": 40.0}
+    assert len(record.slots) == 1
+    assert not Slots(careful.state).folder(MODEL, record.free).exists()
+    assert ("rolled_back", "canary_agreement") in [(k, f.get("reason")) for k, f in careful.told]
+    assert not careful.shelf.idle
+
+
+def test_a_newer_wish_ends_a_canary(careful: Board, world: World) -> None:
+    careful.want(2, world.wants["1.8.0"])
+    careful.work(turns=1)
+    careful.want(3, world.wants["1.2.0"])
+    careful.work(turns=5)
+
+    assert careful.serves == "1.2.0"
+    assert not careful.open_trials
+    assert not careful.shelf.idle
+
+
+@pytest.mark.parametrize("restarts", [1, 2, 3])
+def test_a_daemon_that_ends_during_a_canary_compares_anew_but_not_for_ever(
+    careful: Board, world: World, restarts: int
+) -> None:
+    careful.want(2, world.wants["1.1.0"])
+    for _ in range(restarts):
+        careful.work(turns=1)
+        assert careful.record.state is State.CANARY
+        careful.start()
+    careful.work(turns=5)
+
+    assert careful.serves == ("1.0.0" if restarts == update.MAX_ATTEMPTS else "1.1.0")
+    if restarts == update.MAX_ATTEMPTS:
+        assert careful.record.update is not None
+        assert careful.record.update.reason is Reason.CANARY_CRASHED
+
+
+def test_an_update_that_is_cancelled_during_its_canary_leaves_nothing(
+    careful: Board, world: World
+) -> None:
+    careful.want(2, world.wants["1.1.0"])
+    careful.work(turns=1)
+    careful.updater.cancel(MODEL)
+    careful.work(turns=2)
+
+    record = careful.record
+    assert careful.serves == "1.0.0"
+    assert record.update is not None
+    assert (record.state, record.update.reason) == (State.FAILED, Reason.CANCELLED)
+    assert len(record.slots) == 1
+    assert not careful.open_trials
+    assert not careful.shelf.idle
+    assert Slots(careful.state).asked("cancel") == []
+
+
+def test_what_serves_cannot_be_cancelled(careful: Board) -> None:
+    with pytest.raises(UsageError, match="no update"):
+        careful.updater.cancel(MODEL)
+
+
+def test_a_rollback_without_a_previous_version_is_refused(careful: Board) -> None:
+    with pytest.raises(UsageError, match="no version to go back to"):
+        careful.updater.rollback(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.ENOSPC, Reason.DISK_FULL), (errno.EROFS, Reason.READ_ONLY)],
+)
+def test_a_disk_that_takes_nothing_refuses_a_wish_with_its_reason_and_takes_it_later(
+    careful: Board, world: World, number: int, reason: Reason
+) -> None:
+    def refuse(path: Path, data: bytes, **_: Any) -> None:
+        cause = OSError(number, "no")
+        raise StorageError(f"{path} cannot be written") from cause
+
+    careful.want(2, world.wants["1.1.0"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "write", refuse)
+        with pytest.raises(StorageError):
+            careful.work(turns=1)
+        state = careful.updater.states()[MODEL]
+
+    assert (state.state, state.reason, state.version) == ("failed", reason.value, "1.0.0")
+    assert ("update_failed", reason.value) in [(k, f.get("reason")) for k, f in careful.told]
+
+    careful.work(turns=6)
+    assert careful.serves == "1.1.0"
+
+
 class Plugs(RuleBasedStateMachine):
     """Wishes, work, requests and pulled plugs in any order: something always serves."""
 
     def __init__(self, world: World, folder: Path) -> None:
         super().__init__()
         self.wants = world.wants
-        self.board = Board(folder, world.key, world.files)
+        self.board = Board(folder, world.key, world.files, canary_looks=1)
         self.serial = 1
         self.board.want(1, world.wants["1.0.0"])
         self.board.work()
 
-    @rule(version=st.sampled_from(["1.0.0", "1.1.0", "1.2.0", "2.0.0", "3.0.0"]))
+    @rule(version=st.sampled_from(["1.0.0", "1.1.0", "1.2.0", "1.8.0", "2.0.0", "3.0.0"]))
     def want(self, version: str) -> None:
         self.serial += 1
         self.board.want(self.serial, self.wants[version])
@@ -357,9 +492,9 @@ class Plugs(RuleBasedStateMachine):
     def fail_engine(self) -> None:
         self.board.shelf.failures = 100
 
-    @rule()
-    def ask_rollback(self) -> None:
-        Slots(self.board.state).ask_rollback(MODEL)
+    @rule(request=st.sampled_from(["rollback", "cancel"]))
+    def ask(self, request: Request) -> None:
+        Slots(self.board.state).ask(MODEL, request)
 
     @rule(writes=st.integers(0, 12), restarts=st.integers(0, 3))
     def pull_the_plug(self, writes: int, restarts: int) -> None:
@@ -379,6 +514,11 @@ class Plugs(RuleBasedStateMachine):
         assert record.serving.version == self.board.serves
         for slot in record.slots:
             Bundle.open(Slots(self.board.state).folder(MODEL, slot)).close()
+
+    @invariant()
+    def only_a_canary_holds_a_version_that_does_not_serve(self) -> None:
+        is_trying = self.board.record.state is State.CANARY
+        assert len(self.board.open_trials) == len(self.board.shelf.idle) <= int(is_trying)
 
 
 @contextmanager

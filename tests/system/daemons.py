@@ -23,13 +23,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgekit import messages, topics
+from edgekit import batches, messages, topics
 from edgekit.bundle import Bundle, describe
 from edgekit.link import Broker, MqttLink
 from edgekit.messages import Ack, Desired, Event, Reported, Status, Telemetry, Wanted
 
 SITE = "demo"
 PATIENCE_S = 30.0
+# Where nothing is asked of a model a canary would wait for it.
+NO_CANARY = "[canary]\nenabled = false\n"
 _MEMORY = Path("/dev/shm")
 
 
@@ -199,10 +201,10 @@ class Coordinator:
             self.statuses.append(messages.decode(payload, Status, topic=topic))
         elif parsed.leaf == topics.REPORTED:
             self.reported = messages.decode(payload, Reported, topic=topic)
-        elif parsed.leaf == topics.TELEMETRY:
-            self._store(messages.decode(payload, Telemetry, topic=topic))
         else:
-            self._store(messages.decode(payload, Event, topic=topic))
+            kind = Telemetry if parsed.leaf == topics.TELEMETRY else Event
+            for text in batches.unpack(payload, topic=topic):
+                self._store(messages.decode(text, kind, topic=topic))
 
     def _store(self, message: Telemetry | Event) -> None:
         self.stored.setdefault((message.boot, message.seq), message)
@@ -228,7 +230,10 @@ class EdgeDaemon:
         repository: str = "http://127.0.0.1:9/",
         more: str = "",
         confirm_after_s: float = 0.2,
+        interval_s: float = 0.2,
     ) -> None:
+        folder.mkdir(exist_ok=True)
+        self.device = device
         self.state = folder / "state"
         self.port = free_port()
         self.config = folder / "device.toml"
@@ -237,15 +242,20 @@ class EdgeDaemon:
         fleet = ""
         if broker_port is not None:
             fleet = (
-                f'[fleet]\nbroker = "mqtt://127.0.0.1:{broker_port}"\n'
-                f'repository = "{repository}"\ntelemetry_interval_s = 0.2\n'
+                f'[fleet]\ninsecure = true\nbroker = "mqtt://127.0.0.1:{broker_port}"\n'
+                f'repository = "{repository}"\ntelemetry_interval_s = {interval_s}\n'
             )
         self.config.write_text(
             f'[device]\nsite = "{SITE}"\nid = "{device}"\nprofile = "generic-x86_64"\n'
             f'[state]\nfolder = "{self.state}"\n[serve]\nlisten = "127.0.0.1:{self.port}"\n'
             f'[trust]\nkeys = ["{trust}"]\n[update]\nconfirm_after_s = {confirm_after_s}\n'
-            f"{fleet}{more}"
+            f"{fleet}{'' if '[canary]' in more else NO_CANARY}{more}"
         )
+
+    def set_interval(self, interval_s: float) -> None:
+        """How often telemetry is sent from the next start on."""
+        text = re.sub(r"interval_s = .*", f"interval_s = {interval_s}", self.config.read_text())
+        self.config.write_text(text)
 
     @property
     def log(self) -> str:

@@ -280,12 +280,16 @@ listen = "127.0.0.1:{place.device_port(number)}"
 keys = ["{place.trust}"]
 
 [fleet]
+insecure = true
 broker = "{place.broker}"
 repository = "{place.coordinator}/repository/"
 telemetry_interval_s = 2
 
 [update]
 confirm_after_s = 2
+
+[canary]
+idle_s = 2
 
 [training]
 data = "{place.folder / DIGITS / f"device-{number}.npz"}"

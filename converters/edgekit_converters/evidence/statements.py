@@ -31,6 +31,7 @@ def provenance(
     recipe: Recipe,
     shapes: Mapping[str, tuple[int, ...]],
     data: str | None,
+    base: str | None = None,
     lock: Mapping[str, str],
 ) -> bytes:
     """What the artefacts were made of, as a SLSA provenance v1 in canonical JSON.
@@ -39,6 +40,7 @@ def provenance(
         artifacts: by entry of the bundle.
         shapes: input shapes that the caller fixed.
         data: `evidence.data_sha256` of the samples, where there were any.
+        base: digest of the earlier bundle whose int8 scales were kept, `sha256:…`.
         lock: versions by distribution, from `evidence.lock`.
     """
     tools = [{"uri": f"pkg:pypi/{name}@{version}"} for name, version in sorted(lock.items())]
@@ -55,6 +57,7 @@ def provenance(
             "resolvedDependencies": [
                 _material("source", manifest.model.source_sha256),
                 *([] if data is None else [_material("data", data)]),
+                *([] if base is None else [_material("base", base.removeprefix("sha256:"))]),
                 *_configuration(manifest, recipe),
                 _material("tool-lock", lock_sha256(lock)),
                 *tools,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ from onnx import TensorProto, numpy_helper, shape_inference
 from edgekit.errors import BuildError
 from edgekit.structs import Strict
 from edgekit_converters.autodiff.graph import reads_of
+from edgekit_converters.grids import Activations, Grids, kept_ranges, kept_scale
 from edgekit_converters.normalise import sort_nodes
 from edgekit_converters.passes import Style
 from edgekit_converters.passes.biases import bias_of, correct, is_matrix, plain_products
@@ -35,12 +36,11 @@ from edgekit_converters.passes.weights import (
     Weight,
     lift_constants,
     scale_of,
+    stem_of,
     store_as_int8,
     weight_of,
 )
 from edgekit_converters.ranges import Range, with_zero
-
-Activations = Literal["u8", "s8", "u16"]
 
 # A bias is stored in int32 steps of its weight's scale times its input's; 16 times what would just
 # not overflow costs a weight nothing that its channel's output could show.
@@ -57,6 +57,7 @@ class Plan(Strict, frozen=True, kw_only=True):
         means: mean of each channel, by tensor that convolutions and Gemm nodes read: their biases
             are corrected where it is known.
         per_channel: a scale for each channel of a weight.
+        grids: of an earlier bundle, kept where they fit.
     """
 
     nodes: frozenset[str]
@@ -65,6 +66,7 @@ class Plan(Strict, frozen=True, kw_only=True):
     activations: Activations
     per_channel: bool
     style: Style
+    grids: Grids | None = None
 
 
 def quantised(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto | None:
@@ -84,6 +86,8 @@ def quantised(model: onnx.ModelProto, plan: Plan) -> onnx.ModelProto | None:
         ranges = {**ranges, **{new: ranges[old] for new, old in widened.items()}}
         means = {**means, **{new: means[old] for new, old in widened.items() if old in means}}
     plain_products(copy, nodes)
+    if plan.grids is not None:
+        ranges = kept_ranges(copy, ranges, plan.grids, plan.activations)
     plan = structs.replace(plan, nodes=nodes, ranges=ranges, means=means)
     if not _store_weights(copy, plan):
         return None
@@ -138,10 +142,14 @@ def _store_weights(model: onnx.ModelProto, plan: Plan) -> int:
             _least_scale(node, constants, plan, by_channel=axis is not None)
             for _, node in of_tensor
         ]
+        floor = np.max(floors, axis=0)
         try:
-            scale = scale_of(values, axis=axis, floor=np.max(floors, axis=0))
+            scale = scale_of(values, axis=axis, floor=floor)
         except BuildError as e:
             raise BuildError(f"{tensor!r}: {e}", hint=e.hint) from e
+        if plan.grids is not None:
+            earlier = plan.grids.weights.get(stem_of(tensor, axis))
+            scale = kept_scale(values, scale, earlier, axis=axis, floor=floor)
         rounded = store_as_int8(model, tensor, axis, values, scale)
         for weight, node in of_tensor:
             correct(model, node, weight, rounded.error, plan.means)

@@ -23,6 +23,7 @@ from edgekit.profile import EngineSpec
 from edgekit.recipe import Option
 from edgekit.structs import Strict
 from edgekit_converters.calibrate import Calibration
+from edgekit_converters.grids import Activations
 from edgekit_converters.normalise import MIN_OPSET, opset_of
 from edgekit_converters.passes import Kind, Step, Style
 from edgekit_converters.passes.biases import corrected_inputs
@@ -35,7 +36,7 @@ from edgekit_converters.passes.edits import (
     require_nodes,
     step_options,
 )
-from edgekit_converters.passes.qdq import Activations, Plan, quantised
+from edgekit_converters.passes.qdq import Plan, quantised
 from edgekit_converters.passes.weights import (
     CONVOLUTIONS,
     RECURRENT,
@@ -154,6 +155,7 @@ class StaticInt8:
             activations=options.activations,
             per_channel=options.per_channel,
             style=options.style,
+            grids=calibration.grids,
         )
         made = quantised(model, plan)
         if made is None:

@@ -174,9 +174,15 @@ def as_int8(
     values: NDArray[np.float32], scale: NDArray[np.float32], *, axis: int | None
 ) -> NDArray[np.int8]:
     """Values in steps of the scale, -127 to 127."""
-    steps = values / _along(scale, axis, values.ndim)
+    steps = values / along(scale, axis, values.ndim)
     narrow: NDArray[np.int8] = np.rint(steps).clip(-_LEVELS, _LEVELS).astype(np.int8)
     return narrow
+
+
+def stem_of(tensor: str, axis: int | None) -> str:
+    """What the names of an int8 form of a weight begin with."""
+    # A weight that two nodes read along different axes is stored twice.
+    return tensor + {0: "", None: ".whole"}.get(axis, f".{axis}")
 
 
 def store_as_int8(
@@ -190,8 +196,7 @@ def store_as_int8(
 
     The float initialiser stays, for whoever else reads it. Nodes are out of order afterwards.
     """
-    # A weight that two nodes read along different axes is stored twice.
-    stem = tensor + {0: "", None: ".whole"}.get(axis, f".{axis}")
+    stem = stem_of(tensor, axis)
     names = [f"{stem}_quantized", f"{stem}_scale", f"{stem}_zero_point"]
     narrow = as_int8(values, scale, axis=axis)
     arrays: tuple[NDArray[Any], ...] = (narrow, scale, np.zeros(scale.shape, np.int8))
@@ -205,10 +210,11 @@ def store_as_int8(
     model.graph.value_info.append(
         helper.make_tensor_value_info(result, TensorProto.FLOAT, values.shape)
     )
-    return Rounded(name=result, error=narrow * _along(scale, axis, values.ndim) - values)
+    return Rounded(name=result, error=narrow * along(scale, axis, values.ndim) - values)
 
 
-def _along(scale: NDArray[np.float32], axis: int | None, rank: int) -> NDArray[np.float32]:
+def along(scale: NDArray[np.float32], axis: int | None, rank: int) -> NDArray[np.float32]:
+    """A scale in a shape that goes with a weight of this rank."""
     return scale if axis is None else scale.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 

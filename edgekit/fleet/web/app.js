@@ -24,7 +24,7 @@ function draw(tag, attributes, text = "") {
 const KINDS = {
   online: "good", done: "good", confirmed: "good", moved: "good", closed: "good",
   running: "active", training: "active", building: "active", moving: "active", open: "active",
-  fetching: "active", verifying: "active", staged: "active", probing: "active", active: "active",
+  fetching: "active", verifying: "active", staged: "active", probing: "active", canary: "active", active: "active",
   paused: "warn", late: "warn", refused: "warn", warning: "warn", rolled_back: "warn",
   halted: "bad", failed: "bad", error: "bad", aborted: "warn",
 };

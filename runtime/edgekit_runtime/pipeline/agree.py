@@ -149,7 +149,7 @@ def _of_detections(got: Detections, want: Detections, step: Boxes) -> Gap:
 
 
 def _pairs(got: Detections, want: Detections, step: Boxes) -> Iterator[Gap]:
-    for ours, theirs, iou in _partners(got, want):
+    for ours, theirs, iou in partners(got, want):
         a, b = got.scores[ours], want.scores[theirs]
         box = _box_text(want, theirs)
         sure = max(a, b) >= step.score_threshold
@@ -163,14 +163,14 @@ def _alone(some: Detections, others: Detections, step: Boxes) -> Iterator[Gap]:
     limit = min(step.score_threshold, _WEAK)
     if len(others.scores) >= step.max_detections:
         limit = max(limit, others.scores[-1])
-    paired = {ours for ours, _, _ in _partners(some, others)}
+    paired = {ours for ours, _, _ in partners(some, others)}
     for position, score in enumerate(some.scores):
         if position not in paired:
             where = f"{_box_text(some, position)} with {score:g} has no counterpart"
             yield Gap(max(score - limit, 0.0), where=where)
 
 
-def _partners(got: Detections, want: Detections) -> Iterator[tuple[int, int, float]]:
+def partners(got: Detections, want: Detections) -> Iterator[tuple[int, int, float]]:
     """Boxes that are one: of a class, largest overlap first, each once."""
     if not got.boxes or not want.boxes:
         return

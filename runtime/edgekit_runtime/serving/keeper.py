@@ -11,8 +11,9 @@ import heapq
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from itertools import count
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from edgekit.errors import (
     IntegrityError,
     Overloaded,
 )
+from edgekit_runtime.engines import Session
 from edgekit_runtime.serving import budget
 from edgekit_runtime.serving.budget import Holding
 from edgekit_runtime.serving.opener import Opener, StillCompiling
@@ -60,6 +62,7 @@ class Keeper:
         self._due: list[tuple[float, int, Served, Rung]] = []
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._beside_bytes = 0
 
     def attach(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """From now on models answer on this loop."""
@@ -71,7 +74,15 @@ class Keeper:
         if loop is not None and loop.is_running():
             self.on_loop(lambda: served.scheduler.attach(loop))
 
-    def open(self, served_name: str, bundle: Bundle, rung: Rung, on: Sequence[Served]) -> Opened:
+    def open(
+        self,
+        served_name: str,
+        bundle: Bundle,
+        rung: Rung,
+        on: Sequence[Served],
+        *,
+        proven: bool = False,
+    ) -> Opened:
         """Open a variant now, making room for it first.
 
         Args:
@@ -79,6 +90,7 @@ class Keeper:
             bundle: unpacked and open.
             rung: of the variant.
             on: holds the model that it belongs to, once there is one.
+            proven: it kept to the limits of its manifest here before.
 
         Raises:
             EngineError: it cannot run here.
@@ -92,7 +104,36 @@ class Keeper:
                 stats=rung.stats,
                 compiled=lambda: self._again(on, rung),
                 lost=lambda error: self._died(on, rung, error.message),
+                proven=proven or rung.was_open,
             )
+
+    @contextmanager
+    def beside(self, served: Served) -> Iterator[Session]:
+        """A second session of a model's default variant, as long as the block lasts.
+
+        It is nobody's but the caller's thread's, and takes only memory that nothing holds.
+
+        Raises:
+            Overloaded: there is no room for it.
+            EngineError: it cannot be opened twice.
+            IntegrityError: another bundle lies in its folder by now.
+        """
+        rung = served.default
+        size_bytes = rung.variant.needs.memory_mb << 20
+        with self._opening:
+            what = f"a second {served.name} {rung.name}"
+            if self._room(size_bytes, what=what)[0]:
+                raise Overloaded(
+                    f"{what} finds no memory that is free", retry_after_s=budget.RETRY_S
+                )
+            with _reopened(served) as bundle:
+                session = self._opener.second(bundle, rung.variant)
+            self._beside_bytes += size_bytes
+        try:
+            yield session
+        finally:
+            session.close()
+            self._beside_bytes -= size_bytes
 
     def drain(self, served: Served) -> None:
         """Let a model finish its batch and give back its memory; what comes waits meanwhile."""
@@ -206,9 +247,7 @@ class Keeper:
         opened: Opened | None = None
         failure: EdgekitError | None = None
         try:
-            with Bundle.open(served.folder) as bundle:
-                if bundle.digest != served.digest:
-                    raise IntegrityError(f"{served.folder} holds another bundle by now")
+            with _reopened(served) as bundle:
                 opened = self.open(served.name, bundle, rung, [served])
         except EdgekitError as e:
             failure = e
@@ -219,10 +258,12 @@ class Keeper:
         if failure is not None and rung.state == "lost":
             self._schedule(rung.breaker.retry_at, served, rung)
 
-    def _make_room(self, rung: Rung, *, what: str) -> None:
+    def _room(
+        self, needed_bytes: int, *, what: str
+    ) -> tuple[list[tuple[int, str]], dict[tuple[int, str], tuple[Served, Rung]]]:
+        """What must be closed for that much more, in order, and where each of it is."""
         if not self._budget_bytes:
-            return
-        needed = rung.variant.needs.memory_mb << 20
+            return [], {}
         rungs = {(id(s), r.name): (s, r) for s in self._held() for r in s.rungs}
         holdings = [
             Holding(
@@ -235,14 +276,28 @@ class Keeper:
             for key, (s, r) in rungs.items()
             if r.state == "ready"
         ]
-        closing = budget.make_room(
+        # What a canary holds is not closed for others, and counts as if it were needed, too.
+        needed = needed_bytes + self._beside_bytes
+        return budget.make_room(
             holdings, needed_bytes=needed, budget_bytes=self._budget_bytes, what=what
-        )
+        ), rungs
+
+    def _make_room(self, rung: Rung, *, what: str) -> None:
+        closing, rungs = self._room(rung.variant.needs.memory_mb << 20, what=what)
         for key in closing:
             served, evicted = rungs[key]
             log.info("variant evicted", extra={"model": served.name, "variant": evicted.name})
             if self.on_loop(lambda s=served, r=evicted: s.scheduler.evict(r)):  # type: ignore[misc]
                 evicted.opened.runner.wait_closed(_CLOSE_LIMIT_S)
+
+
+@contextmanager
+def _reopened(served: Served) -> Iterator[Bundle]:
+    """The bundle of a model, raising `IntegrityError` where another lies in its place."""
+    with Bundle.open(served.folder) as bundle:
+        if bundle.digest != served.digest:
+            raise IntegrityError(f"{served.folder} holds another bundle by now")
+        yield bundle
 
 
 def _settle(

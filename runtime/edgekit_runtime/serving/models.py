@@ -12,7 +12,16 @@ import threading
 from collections.abc import Mapping
 
 from edgekit.bundle import Bundle
-from edgekit.errors import EngineError, GoldenMismatch, NotServed, Overloaded, UsageError
+from edgekit.errors import (
+    EngineError,
+    GoldenMismatch,
+    LatencyExceeded,
+    MemoryExceeded,
+    NotServed,
+    Overloaded,
+    PlacementBroken,
+    UsageError,
+)
 from edgekit.manifest import Version
 from edgekit.messages import ModelFigures
 from edgekit_runtime.compiled import Compiled
@@ -28,6 +37,9 @@ from edgekit_runtime.serving.stats import EMPTY, Snapshot, figures, merged
 log = logging.getLogger(__name__)
 
 Key = tuple[str, str]
+
+# What a manifest promises and this board does not keep.
+_BROKEN = (PlacementBroken, LatencyExceeded, MemoryExceeded)
 
 
 class Models:
@@ -69,7 +81,7 @@ class Models:
             for served in self._table.values():
                 served.scheduler.attach(loop)
 
-    def load(self, bundle: Bundle, *, verified_by: str | None) -> Served:
+    def load(self, bundle: Bundle, *, verified_by: str | None, proven: bool = False) -> Served:
         """Open, probe and measure the first variant that can run here. Nothing is visible yet.
 
         Its other variants are opened when a request can use them.
@@ -77,9 +89,11 @@ class Models:
         Args:
             bundle: an unpacked folder, opened; its files must stay until `Served.wait_closed`.
             verified_by: id of the key that signed it; `None` says it runs `--insecure`.
+            proven: it kept to the limits of its manifest on this board before.
 
         Raises:
-            EngineError: no variant can run on this machine; the message says why, for each.
+            EngineError: no variant can run on this machine; the message says why, for each. Where
+                the first breaks its placement or a limit, it is that error.
             ManifestError: its pipeline does not fit its model, or its drift reference is not valid.
             GoldenMismatch: the variant runs, and does not give what it gave at its build.
             Overloaded: the memory budget has no room for it.
@@ -87,12 +101,12 @@ class Models:
         rungs = make_rungs(bundle)
         made: list[Served] = []
         try:
-            default = self._open_first(bundle, rungs, made)
+            default = self._open_first(bundle, rungs, made, proven=proven)
         except Overloaded:
             if bundle.manifest.name not in self._latest:
                 raise
             # No room beside the version that serves: it makes room, and its queue holds.
-            default = self._open_instead(bundle, rungs, made)
+            default = self._open_instead(bundle, rungs, made, proven=proven)
         try:
             served = Served(
                 bundle,
@@ -102,6 +116,7 @@ class Models:
                 settings=self.settings,
                 want=self._keeper.want,
                 lost=self._keeper.lost,
+                beside=self._keeper.beside,
             )
         except BaseException:
             default.opened.runner.close()
@@ -277,14 +292,17 @@ class Models:
         """How many models share the cores, with the one that is being opened."""
         return len(self._latest) + 1
 
-    def _open_first(self, bundle: Bundle, rungs: list[Rung], made: list[Served]) -> Rung:
+    def _open_first(
+        self, bundle: Bundle, rungs: list[Rung], made: list[Served], *, proven: bool
+    ) -> Rung:
         """Open the first variant, in the manifest's order, that can run here."""
+        failure: type[EngineError] = EngineError
         by_name = {rung.name: rung for rung in rungs}
         name = bundle.manifest.name
         for variant in bundle.manifest.variants:
             rung = by_name[variant.name]
             try:
-                rung.put(self._keeper.open(name, bundle, rung, made))
+                rung.put(self._keeper.open(name, bundle, rung, made, proven=proven))
             except StillCompiling as e:
                 rung.state, rung.reason = "compiling", e.message
                 log.info("variant later", extra={"variant": rung.name, "reason": e.message})
@@ -293,22 +311,26 @@ class Models:
             except (EngineError, UsageError) as e:
                 rung.reason = e.message
                 rung.barred = True
+                if failure is EngineError and isinstance(e, _BROKEN):
+                    failure = type(e)
                 log.warning(
                     "variant cannot run here", extra={"variant": rung.name, "reason": e.message}
                 )
             else:
                 return rung
         reasons = "; ".join(f"{rung.name}: {rung.reason}" for rung in rungs)
-        raise EngineError(
+        raise failure(
             f"no variant of {name} can run on this machine: {reasons}",
             hint=f"the bundle is for profile {bundle.manifest.profile.name}",
         )
 
-    def _open_instead(self, bundle: Bundle, rungs: list[Rung], made: list[Served]) -> Rung:
+    def _open_instead(
+        self, bundle: Bundle, rungs: list[Rung], made: list[Served], *, proven: bool
+    ) -> Rung:
         old = self._latest[bundle.manifest.name]
         self._keeper.drain(old)
         try:
-            return self._open_first(bundle, rungs, made)
+            return self._open_first(bundle, rungs, made, proven=proven)
         except BaseException:
             self._go_on(old.name)
             raise

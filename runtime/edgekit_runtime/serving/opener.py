@@ -15,11 +15,12 @@ import msgspec
 
 from edgekit.bundle import GOLDEN_INPUTS, Bundle
 from edgekit.errors import BundleError, DataError, EngineError, GoldenMismatch
-from edgekit.manifest import Variant
+from edgekit.manifest import Limits, Variant
 from edgekit_runtime import placement
 from edgekit_runtime.compiled import Compiled, Compiling
 from edgekit_runtime.engines import ENGINES, Session, Tensors, threads
 from edgekit_runtime.engines.batches import can_batch, iter_batches, run_all
+from edgekit_runtime.limits import Footprint
 from edgekit_runtime.probe import compare, probe
 from edgekit_runtime.serving.plan import Plan, Workers
 from edgekit_runtime.serving.rung import Opened
@@ -69,6 +70,7 @@ class Opener:
         stats: Stats,
         compiled: Callable[[], None],
         lost: Callable[[EngineError], None],
+        proven: bool = False,
     ) -> Opened:
         """Open, check, probe and measure a variant.
 
@@ -78,17 +80,24 @@ class Opener:
             stats: where its runs are counted.
             compiled: called from another thread when a compilation that this began has ended.
             lost: called on the loop when its worker was lost.
+            proven: it kept to the limits of its manifest on this board before; they are not held
+                against it again, lest a board that is busy for a moment lose its only version.
 
         Raises:
             StillCompiling: call again when `compiled` was called.
             EngineError: it cannot run here.
             GoldenMismatch: it runs, and does not give what it gave at its build.
+            PlacementBroken: it does not run where its manifest says.
+            LatencyExceeded: it is slower than its manifest allows.
+            MemoryExceeded: it holds more memory than its manifest allows.
         """
         apart = _apart(variant, self._settings.workers)
+        limits = Limits() if proven else bundle.manifest.limits or Limits()
+        footprint = Footprint.begin(variant, limits, apart=apart)
         session = self._session(bundle, variant, apart=apart, compiled=compiled)
         try:
             placed = placement.verify(variant, session, alarm=_alarm(bundle, variant))
-            probed = probe(bundle, variant, session)
+            probed = probe(bundle, variant, session, limits=limits, footprint=footprint)
             samples = bundle.tensors(GOLDEN_INPUTS)
             sample = next(iter_batches(session.inputs, samples, size=1))
             may_batch = can_batch(session) and _batches_alike(session, samples, variant)
@@ -108,6 +117,14 @@ class Opener:
         except BaseException:
             session.close()
             raise
+
+    def second(self, bundle: Bundle, variant: Variant) -> Session:
+        """One more session of a variant that is open, opened as that was; nothing is proven again.
+
+        Raises `EngineError` where an engine or a device has room for one alone.
+        """
+        apart = _apart(variant, self._settings.workers)
+        return self._session(bundle, variant, apart=apart, compiled=lambda: None)
 
     def _session(
         self, bundle: Bundle, variant: Variant, *, apart: bool, compiled: Callable[[], None]

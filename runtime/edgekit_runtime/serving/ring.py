@@ -194,6 +194,8 @@ class Slot:
             self._learn_at_ns = start_ns + LEARN_EACH_NS
         if served.drift is not None:
             self._watch(served.drift, rung, self.inputs, outputs, run_ns=run_ns)
+        if served.shadow is not None:
+            served.shadow.offer(self.inputs, self.rows)
         self._answer(served, rung, outputs)
         return True
 
@@ -256,6 +258,8 @@ class Slot:
             if drift is not None and job.fallback is None:
                 run_ns = int(rung.run_us(self.rows) * 1000)
                 self._watch(drift, rung, job.inputs, outcome, run_ns=run_ns)
+            if job.served.shadow is not None:
+                job.served.shadow.offer(job.inputs, self.rows)
             self._answer(job.served, rung, outcome)
 
     def _watch(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from edgekit.bundle import Bundle
 from edgekit.errors import Unavailable
 from edgekit.manifest import Manifest, TensorSpec, Variant
 from edgekit.steps import TopK
+from edgekit_runtime.canary.tap import Tap
 from edgekit_runtime.drift import Drift
+from edgekit_runtime.engines import Session
 from edgekit_runtime.probe import ProbeResult
 from edgekit_runtime.serving.cache import Answer, Cache
 from edgekit_runtime.serving.form import Prepared
@@ -25,6 +28,7 @@ from edgekit_runtime.serving.scheduler import Scheduler
 from edgekit_runtime.serving.settings import Settings
 from edgekit_runtime.serving.stats import Snapshot, Stats, merged
 
+Beside = Callable[["Served"], AbstractContextManager[Session]]
 Want = Callable[["Served", Rung], bool]
 Lost = Callable[["Served", Rung, str], None]
 
@@ -46,6 +50,7 @@ class Served:
         stats: what no variant did.
         cache: of answers; `None` where none are kept.
         drift: how what it sees differs from what its build saw; `None` without a reference.
+        shadow: takes copies of live inputs while a canary runs beside this version.
         forms: requests it has seen, by the bytes of their JSON.
     """
 
@@ -59,6 +64,7 @@ class Served:
         settings: Settings,
         want: Want,
         lost: Lost,
+        beside: Beside,
     ) -> None:
         self.manifest: Manifest = bundle.manifest
         self.name = bundle.manifest.name
@@ -81,6 +87,8 @@ class Served:
         self.cache = Cache(budget_bytes=size) if size else None
         self.forms: Memo[Prepared] = Memo()
         self.drift = Drift.of(bundle)
+        self.shadow: Tap | None = None
+        self._beside = beside
         self.scheduler = Scheduler(
             self.rungs,
             default=default,
@@ -147,6 +155,10 @@ class Served:
         """A variant's rung by its name."""
         return next((rung for rung in self.rungs if rung.name == name), None)
 
+    def beside(self) -> AbstractContextManager[Session]:
+        """A second session of the default variant, for a canary; see `Keeper.beside`."""
+        return self._beside(self)
+
     def promote(self, rung: Rung) -> None:
         """Let a variant that came late be the default that the manifest wants, on the loop."""
         order = [variant.name for variant in self.manifest.variants]
@@ -184,6 +196,11 @@ class Served:
         """A batch was answered: keep what may come again, and look at it where that is due."""
         if self.cache is not None:
             self._keep(self.cache, batch, rung)
+        shadow = self.shadow
+        if shadow is not None and shadow.is_due():
+            job = batch.jobs[shadow.choose(len(batch.jobs))]
+            if job.may_keep:
+                shadow.offer(job.inputs, job.rows)
         drift = self.drift
         # Clients in shared memory have looked at theirs already.
         if drift is None or not batch.jobs[0].may_keep or not drift.due(run_ns):

@@ -1,223 +1,38 @@
-"""Update: the life of a new bundle on a device, as values and rules.
+"""Rules: what becomes of a record, as pure functions.
 
-    idle -> fetching -> verifying -> staged -> probing -> active -> confirmed
-                                                                 -> rolled_back
-            any state before active may end in failed
-
-Promise: whatever happens between two records, the device can go on from the last one, and the
-active slot is never the one that is written to. Nothing here touches the disk, the network or a
-clock: `updater` writes each record before it acts on it.
+Each takes a record and gives the next one; a move that `STEPS` does not allow is the caller's
+error. Nothing here touches the disk, the network or a clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
-from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
-from edgekit.errors import FleetError
-from edgekit.manifest import Manifest, ModelVersion
-from edgekit.messages import Digest, ModelState, Wanted
-from edgekit.structs import Strict
+from edgekit.manifest import Manifest
+from edgekit.messages import ModelState, Wanted
 from edgekit_runtime.config import UpdateSection
-
-SlotName = Literal["a", "b"]
+from edgekit_runtime.update.reasons import Reason, UpdateFailed
+from edgekit_runtime.update.record import (
+    COUNTED,
+    REPLACEABLE,
+    STEPS,
+    Installed,
+    Record,
+    SlotName,
+    State,
+    Update,
+)
 
 # How often one state is begun again after the daemon ended in it, before it counts as the cause.
 MAX_ATTEMPTS = 3
 MAX_DOWNLOADS = 2
 
-
-class State(Enum):
-    """Where an update is; each is on disk before the device acts on it."""
-
-    IDLE = "idle"
-    FETCHING = "fetching"
-    VERIFYING = "verifying"
-    STAGED = "staged"
-    PROBING = "probing"
-    ACTIVE = "active"
-    CONFIRMED = "confirmed"
-    ROLLED_BACK = "rolled_back"
-    FAILED = "failed"
-
-
-class Reason(Enum):
-    """Why an update failed or was rolled back; `MEANING` says it in a line."""
-
-    BAD_URL = "bad_url"
-    FETCH_REFUSED = "fetch_refused"
-    FETCH_TIMEOUT = "fetch_timeout"
-    WRONG_SIZE = "wrong_size"
-    WRONG_SHA256 = "wrong_sha256"
-    DISK_FULL = "disk_full"
-    VERIFY_TIMEOUT = "verify_timeout"
-    DAMAGED = "damaged"
-    WRONG_DIGEST = "wrong_digest"
-    UNTRUSTED = "untrusted"
-    WRONG_PROFILE = "wrong_profile"
-    WRONG_MODEL = "wrong_model"
-    NO_ENGINE = "no_engine"
-    ENGINE_ERROR = "engine_error"
-    GOLDEN_MISMATCH = "golden_mismatch"
-    PROBE_TIMEOUT = "probe_timeout"
-    PROBE_CRASHED = "probe_crashed"
-    ENGINE_FAILURES = "engine_failures"
-    CRASH_LOOP = "crash_loop"
-    SLOT_DAMAGED = "slot_damaged"
-    ASKED = "asked"
-    INTERNAL = "internal"
-
-
-MEANING: Mapping[Reason, str] = {
-    Reason.BAD_URL: "the bundle's address is not http or https",
-    Reason.FETCH_REFUSED: "the repository answered with an error or a redirect",
-    Reason.FETCH_TIMEOUT: "the download did not end within its time limit",
-    Reason.WRONG_SIZE: "the repository offers another number of bytes than was announced",
-    Reason.WRONG_SHA256: "the downloaded file is not the one that was announced",
-    Reason.DISK_FULL: "the download or the unpacked bundle does not fit on the disk",
-    Reason.VERIFY_TIMEOUT: "checking and unpacking did not end within the time limit",
-    Reason.DAMAGED: "the file breaks a rule of the bundle format",
-    Reason.WRONG_DIGEST: "the bundle has another digest than was announced",
-    Reason.UNTRUSTED: "no key that this device trusts signed the bundle",
-    Reason.WRONG_PROFILE: "the bundle was built for another device profile",
-    Reason.WRONG_MODEL: "the bundle holds another model or version than was announced",
-    Reason.NO_ENGINE: "no variant of the bundle has its engine on this device",
-    Reason.ENGINE_ERROR: "the engine could not open or run the model",
-    Reason.GOLDEN_MISMATCH: "the device does not reproduce the golden outputs",
-    Reason.PROBE_TIMEOUT: "opening and probing did not end within the time limit",
-    Reason.PROBE_CRASHED: "the daemon ended several times while it probed the bundle",
-    Reason.ENGINE_FAILURES: "the engine failed too often before the version was confirmed",
-    Reason.CRASH_LOOP: "the daemon ended several times before the version was confirmed",
-    Reason.SLOT_DAMAGED: "the installed files can no longer be opened",
-    Reason.ASKED: "somebody asked this device to go back",
-    Reason.INTERNAL: "an error in edgekit itself; the daemon's log has the traceback",
-}
-
 # A slot that went bad on the disk says nothing against the bundle: it is fetched again.
 RETRIED = frozenset({Reason.SLOT_DAMAGED})
 
-
-class Step(NamedTuple):
-    """What may follow a state, and how long it may take.
-
-    Attributes:
-        then: states that may follow.
-        limit: field of `[update]` with the time limit, in seconds.
-        timeout: reason code when the limit is over.
-    """
-
-    then: frozenset[State]
-    limit: str | None = None
-    timeout: Reason | None = None
-
-
-_ENDS = frozenset({State.FETCHING, State.CONFIRMED})
-
-STEPS: Mapping[State, Step] = {
-    State.IDLE: Step(_ENDS),
-    State.FETCHING: Step(
-        frozenset({State.VERIFYING, State.FAILED}), "fetch_limit_s", Reason.FETCH_TIMEOUT
-    ),
-    State.VERIFYING: Step(
-        frozenset({State.STAGED, State.FETCHING, State.FAILED}),
-        "verify_limit_s",
-        Reason.VERIFY_TIMEOUT,
-    ),
-    State.STAGED: Step(frozenset({State.PROBING, State.FAILED})),
-    State.PROBING: Step(
-        frozenset({State.ACTIVE, State.FAILED}), "probe_limit_s", Reason.PROBE_TIMEOUT
-    ),
-    State.ACTIVE: Step(
-        frozenset({State.CONFIRMED, State.ROLLED_BACK, State.FAILED}), "confirm_after_s"
-    ),
-    State.CONFIRMED: Step(_ENDS | {State.ROLLED_BACK, State.FAILED}),
-    State.ROLLED_BACK: Step(_ENDS),
-    State.FAILED: Step(_ENDS),
-}
-
-REPLACEABLE = frozenset({State.FETCHING, State.VERIFYING, State.STAGED, State.PROBING})
-UNDER_WAY = REPLACEABLE | {State.ACTIVE}
-
-
-class UpdateFailed(FleetError):
-    """An update cannot go on.
-
-    Args:
-        reason: the code that the fleet sees.
-    """
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class Installed(Strict, frozen=True, kw_only=True):
-    """What a slot holds, whole and once verified."""
-
-    version: ModelVersion
-    digest: Digest
-
-
-class Update(Strict, frozen=True, kw_only=True):
-    """One attempt to serve another bundle.
-
-    Attributes:
-        serial: of the desired state that asked for it.
-        attempts: how often the present state was begun.
-        downloads: how often the download was begun from its first byte.
-        slot: where the bundle was staged.
-        reason: set in `failed` and `rolled_back`; `detail` says the same for people.
-    """
-
-    serial: int
-    wanted: Wanted
-    state: State
-    attempts: Annotated[int, msgspec.Meta(ge=1)] = 1
-    downloads: Annotated[int, msgspec.Meta(ge=1)] = 1
-    slot: SlotName | None = None
-    reason: Reason | None = None
-    detail: str | None = None
-
-
-class Record(Strict, frozen=True, kw_only=True):
-    """`state.json`: everything the device knows about one model.
-
-    Attributes:
-        slots: what each slot holds; a slot that is being written is not there.
-        active: the slot that serves.
-        previous: the slot to go back to.
-        update: the latest one.
-    """
-
-    format: Literal[1] = 1
-    slots: dict[SlotName, Installed] = {}
-    active: SlotName | None = None
-    previous: SlotName | None = None
-    update: Update | None = None
-
-    def __post_init__(self) -> None:
-        for slot in (self.active, self.previous):
-            if slot is not None and slot not in self.slots:
-                raise ValueError(f"slot {slot} is named, but holds nothing")
-        if self.previous is not None and self.previous == self.active:
-            raise ValueError(f"slot {self.active} cannot be its own predecessor")
-
-    @property
-    def state(self) -> State:
-        return State.IDLE if self.update is None else self.update.state
-
-    @property
-    def free(self) -> SlotName:
-        """The slot that the next bundle goes to."""
-        return "b" if self.active == "a" else "a"
-
-    @property
-    def serving(self) -> Installed | None:
-        """What the active slot holds."""
-        return None if self.active is None else self.slots[self.active]
+_ONE_TRIAL = frozenset({(State.PROBING, State.CANARY), (State.CANARY, State.PROBING)})
 
 
 def begin(record: Record, *, serial: int, wanted: Wanted) -> Record | None:
@@ -275,6 +90,34 @@ def staged(record: Record) -> Record:
     return _with(_moved(record, State.STAGED), slot=slot)
 
 
+def advanced(record: Record, *, progress: float, spent_s: float) -> Record:
+    """The record some way on in the same state."""
+    return _with(record, progress=min(1.0, max(0.0, progress)), spent_s=max(0.0, spent_s))
+
+
+def cancelled(record: Record, detail: str) -> Record | None:
+    """The record of an update that somebody wants no more; `None` where it serves already."""
+    if record.state not in REPLACEABLE:
+        return None
+    return failed(record, Reason.CANCELLED, detail)
+
+
+def judged_worse(
+    record: Record, reason: Reason, detail: str, *, figures: Mapping[str, float]
+) -> Record:
+    """The canary lost: what serves goes on serving, and the staged slot is given up."""
+    slot = _update(record).slot
+    if slot is not None and slot != record.active:
+        record = cleared(record, slot)
+    record = _moved(record, State.ROLLED_BACK, reason=reason, detail=detail)
+    return _with(record, figures=dict(figures))
+
+
+def measured(record: Record, figures: Mapping[str, float]) -> Record:
+    """The record with what the canary measured."""
+    return _with(record, figures=dict(figures))
+
+
 def activated(record: Record) -> Record:
     """The staged slot serves from now on, the old one stays to go back to."""
     slot = _update(record).slot
@@ -313,22 +156,24 @@ def at_start(record: Record) -> Record:
     |---|---|
     | idle, confirmed, rolled_back, failed | serves the active slot |
     | fetching | serves the active slot, goes on with the download |
-    | verifying | serves the active slot, checks the file again |
+    | verifying | serves the active slot, checks the file again; after three starts it failed |
     | staged | serves the active slot, probes |
     | probing | serves the active slot, probes again; after three starts it failed |
+    | canary | serves the active slot, probes and compares anew; after three starts it failed |
     | active | serves the new slot; after three starts without confirmation it is rolled back |
     """
     update = record.update
-    if update is None or update.state not in (State.PROBING, State.ACTIVE):
+    if update is None or update.state not in COUNTED:
         return record
-    if update.attempts < MAX_ATTEMPTS:
-        return _with(record, attempts=update.attempts + 1)
-    detail = f"the daemon ended {update.attempts} times in state {update.state.value}"
-    if update.state is State.PROBING:
-        return failed(record, Reason.PROBE_CRASHED, detail)
-    if record.previous is None:
-        return record
-    return rolled_back(record, Reason.CRASH_LOOP, detail)
+    if update.attempts >= MAX_ATTEMPTS:
+        detail = f"the daemon ended {update.attempts} times in state {update.state.value}"
+        reason = COUNTED[update.state]
+        if update.state is not State.ACTIVE:
+            return failed(record, reason, detail)
+        return record if record.previous is None else rolled_back(record, reason, detail)
+    if update.state is State.CANARY:
+        record = _moved(record, State.PROBING)
+    return _with(record, attempts=update.attempts + 1)
 
 
 def judge(
@@ -380,7 +225,8 @@ def model_state(record: Record, *, serves: bool, progress: float | None) -> Mode
         target_digest=update.wanted.digest if update else None,
         reason=update.reason.value if update and update.reason else None,
         detail=update.detail if update else None,
-        progress=progress if record.state is State.FETCHING else None,
+        progress=progress if record.state in (State.FETCHING, State.CANARY) else None,
+        figures=update.figures if update else {},
     )
 
 
@@ -410,7 +256,18 @@ def _moved(
     if state not in STEPS[record.state].then:
         raise ValueError(f"an update cannot go from {record.state.value} to {state.value}")
     text = None if detail is None else detail[:2000]
-    return _with(record, state=state, attempts=1, reason=reason, detail=text)
+    # One that ended while it ran beside the old version is opened again: the count goes on.
+    keeps = (record.state, state) in _ONE_TRIAL
+    attempts = _update(record).attempts if keeps else 1
+    return _with(
+        record,
+        state=state,
+        attempts=attempts,
+        spent_s=0.0,
+        progress=0.0,
+        reason=reason,
+        detail=text,
+    )
 
 
 def _with(record: Record, **changes: object) -> Record:

@@ -1,0 +1,62 @@
+"""Registrar: the coordinator's view of who is enrolled, and what it does when that changes.
+
+The record may be changed by commands in other processes; `refresh` sees that within a second. The
+broker is what keeps devices to their topics; here a device that was revoked is not listened to
+either, should its broker be late.
+"""
+
+from __future__ import annotations
+
+import os
+
+from edgekit.clock import Clock
+from edgekit.fleet import broker_files
+from edgekit.fleet.enrolment import Office
+from edgekit.fleet.folder import FleetFolder
+from edgekit.fleet.members import Members
+from edgekit.topics import DeviceTopic, UpdateTopic
+
+
+class Registrar:
+    """Who is enrolled in a fleet, kept in step with its broker's files.
+
+    Raises:
+        FleetError, ConfigError: the folder is not a whole fleet.
+        StorageError: it cannot be written.
+    """
+
+    def __init__(self, folder: FleetFolder, *, clock: Clock) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._members = Members(folder.members)
+        self._version = 0
+        self._names: frozenset[tuple[str, str]] = frozenset()
+        self.office = Office(folder, self._members, clock=clock, changed=self._changed)
+        self.renew_services()
+        self._changed()
+
+    def has(self, topic: DeviceTopic | UpdateTopic) -> bool:
+        """Whether the device of a topic is enrolled."""
+        return (topic.site, topic.device) in self._names
+
+    def refresh(self) -> None:
+        """Read the record again if it was changed; what others changed they told the broker."""
+        version = self._read_version()
+        if version != self._version:
+            self._version = version
+            self._names = self._read_names()
+
+    def renew_services(self) -> None:
+        """Make the certificates of coordinator and broker anew where they near their end."""
+        broker_files.renew_services(self._folder, hosts=(), clock=self._clock)
+
+    def _changed(self) -> None:
+        self._version = self._read_version()
+        self._names = self._read_names()
+        broker_files.write_users(self._folder, self._members, clock=self._clock)
+
+    def _read_names(self) -> frozenset[tuple[str, str]]:
+        return frozenset((subject.site, subject.device) for subject in self._members.current())
+
+    def _read_version(self) -> int:
+        return os.stat(self._folder.members).st_mtime_ns

@@ -1,0 +1,1 @@
+"""Commands on a device: received, checked, run once, answered until the coordinator has them."""

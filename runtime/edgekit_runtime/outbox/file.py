@@ -1,0 +1,243 @@
+"""File: the part of the outbox that is on disk, as rows of an SQLite database.
+
+Promise: a transaction is whole or leaves no trace, also when the plug is pulled; what it committed
+is on the medium, not in a cache (WAL with synchronous FULL). A damaged file is set aside and begun
+anew. What cannot be opened at all is kept in memory until the next start.
+
+Acknowledged rows are only noted, in memory; the next transaction deletes them. A kill in between
+makes them be sent again, which the coordinator notices.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from edgekit import storage
+from edgekit.messages import IMPORTANCES
+from edgekit_runtime.outbox.entry import Entry, Limits, Loss
+
+log = logging.getLogger(__name__)
+
+_COLUMNS = "position, boot, seq, kind, rank, lived_ms, payload"
+_INSERT = (
+    "INSERT INTO messages (position, boot, seq, kind, rank, lived_ms, payload)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS messages (
+  position INTEGER PRIMARY KEY AUTOINCREMENT,
+  boot TEXT NOT NULL,
+  seq INTEGER NOT NULL,
+  kind TEXT NOT NULL,
+  payload BLOB NOT NULL,
+  rank INTEGER NOT NULL DEFAULT 0,
+  lived_ms INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (boot, seq)
+)
+"""
+# A file of the version before had no importance and no age.
+_LATER_COLUMNS = ("rank INTEGER NOT NULL DEFAULT 0", "lived_ms INTEGER NOT NULL DEFAULT 0")
+_ACKED = "CREATE TEMP TABLE acked (boot TEXT PRIMARY KEY, seq INTEGER NOT NULL)"
+_OPEN_ROWS = (
+    " FROM messages AS m WHERE NOT EXISTS"
+    " (SELECT 1 FROM temp.acked AS a WHERE a.boot = m.boot AND a.seq >= m.seq)"
+)
+_HELD = "SELECT count(*), coalesce(sum(length(payload)), 0) FROM messages"
+_NOTE_ACKED = (
+    "INSERT INTO temp.acked VALUES (?, ?) ON CONFLICT DO UPDATE SET seq = max(seq, excluded.seq)"
+)
+_DELETE_ACKED = (
+    "DELETE FROM messages WHERE EXISTS (SELECT 1 FROM temp.acked AS a"
+    " WHERE a.boot = messages.boot AND a.seq >= messages.seq)"
+)
+_DELETE_OLDER = "DELETE FROM messages WHERE lived_ms < ? RETURNING rank, length(payload)"
+_PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA cache_size = -512",
+    "PRAGMA journal_size_limit = 1048576",
+)
+_IN_MEMORY = Path(":memory:")
+_AT_ONCE = 500
+
+
+class File:
+    """The rows; one thread at a time.
+
+    Args:
+        path: the database; its folder is made where it is missing.
+
+    Every method may raise `sqlite3.OperationalError` (full, read-only), after which the file is as
+    it was, and `sqlite3.DatabaseError` (damaged), after which `begin_anew` is to be called.
+    """
+
+    def __init__(self, path: Path) -> None:
+        storage.make_folder(path.parent)
+        self._path = path
+        self.was_damaged = False
+        # Not acknowledged: rows, and bytes of their payloads.
+        self.rows = self.size_bytes = 0
+        self._db = self._open()
+
+    def last(self) -> tuple[int, int]:
+        """The highest position, and the longest life, that rows have; 0 without rows."""
+        return self._pair(
+            "SELECT coalesce(max(position), 0), coalesce(max(lived_ms), 0) FROM messages"
+        )
+
+    def store(
+        self, entries: Sequence[Entry], *, limits: Limits, lived_ms: int
+    ) -> tuple[list[Entry], Loss]:
+        """Add rows; delete what is acknowledged, too old, or least important beyond the limits.
+
+        All in one transaction. Entries are within the limits too: those that stay are returned.
+        """
+        loss = Loss()
+        oldest_ms = lived_ms - limits.age_ms
+        with self._db:
+            self._db.execute(_DELETE_ACKED)
+            for rank, size in self._db.execute(_DELETE_OLDER, (oldest_ms,)).fetchall():
+                loss.note(rank, size)
+            rows, size_bytes = self.rows - loss.count, self.size_bytes - loss.size_bytes
+            fresh = [entry for entry in entries if entry.lived_ms >= oldest_ms]
+            kept, gone = self._make_room(fresh, rows, size_bytes, limits)
+            self._db.executemany(_INSERT, kept)
+            self._db.execute("DELETE FROM temp.acked")
+        for entry in set(entries).difference(fresh):
+            gone.note(entry.rank, len(entry.payload))
+        for rank, (count, size) in gone.items():
+            loss.note(rank, size, count=count)
+        # What left was in the file or among the entries; what did not is in the file now.
+        self.rows += len(entries) - loss.count
+        self.size_bytes += sum(len(entry.payload) for entry in entries) - loss.size_bytes
+        return kept, loss
+
+    def acknowledge(self, boot: str, seq: int) -> int:
+        """Note that rows of `boot` up to `seq` may go; returns how many those are."""
+        query = (
+            "SELECT count(*), coalesce(sum(length(m.payload)), 0)"
+            f"{_OPEN_ROWS} AND m.boot = ? AND m.seq <= ?"
+        )
+        with self._db:
+            count, size_bytes = self._pair(query, boot, seq)
+            if count:
+                self._db.execute(_NOTE_ACKED, (boot, seq))
+        self.rows -= count
+        self.size_bytes -= size_bytes
+        return count
+
+    def after(self, position: int, limit: int) -> list[Entry]:
+        """The oldest rows behind a position that are not acknowledged, in order."""
+        query = f"SELECT {_COLUMNS}{_OPEN_ROWS} AND m.position > ? ORDER BY m.position LIMIT ?"
+        return [Entry(*row) for row in self._db.execute(query, (position, limit))]
+
+    def up_to(self, position: int) -> int:
+        """How many rows up to a position are not acknowledged."""
+        query = f"SELECT count(*), 0{_OPEN_ROWS} AND m.position <= ?"
+        return self._pair(query, position)[0]
+
+    def floors(self, boots: Iterable[str]) -> dict[str, int]:
+        """The lowest number of each boot that is not acknowledged."""
+        query = f"SELECT min(m.seq){_OPEN_ROWS} AND m.boot = ?"
+        found = {boot: self._db.execute(query, (boot,)).fetchone()[0] for boot in boots}
+        return {boot: seq for boot, seq in found.items() if seq is not None}
+
+    def restart_log(self) -> None:
+        """Bring the write-ahead log home, so that the next writes take its place, not new space.
+
+        On a disk that takes nothing at all this does nothing.
+        """
+        with suppress(sqlite3.OperationalError):
+            self._db.execute("PRAGMA wal_checkpoint(RESTART)")
+
+    def begin_anew(self) -> None:
+        """Set a damaged file aside and go on with an empty one."""
+        self._db.close()
+        self._set_aside()
+        self._db = self._open()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _make_room(
+        self, entries: Sequence[Entry], rows: int, size_bytes: int, limits: Limits
+    ) -> tuple[list[Entry], Loss]:
+        """Delete the least important of rows and entries, the oldest first, until all fit.
+
+        Rows are older than entries of the same importance. Returns the entries that stay.
+        """
+        loss = Loss()
+        rows += len(entries) - limits.rows
+        size_bytes += sum(len(entry.payload) for entry in entries) - limits.size_bytes
+        left = sorted(entries, key=lambda entry: (entry.rank, entry.position))
+        for rank in range(len(IMPORTANCES)):
+            while rows > loss.count or size_bytes > loss.size_bytes:
+                found = self._oldest(rank, max(1, min(rows - loss.count, _AT_ONCE)))
+                if found:
+                    self._db.executemany(
+                        "DELETE FROM messages WHERE position = ?", [(one[0],) for one in found]
+                    )
+                elif left and left[0].rank == rank:
+                    found = [(left[0].position, len(left.pop(0).payload))]
+                else:
+                    break
+                for _, length in found:
+                    loss.note(rank, length)
+        return sorted(left), loss
+
+    def _oldest(self, rank: int, limit: int) -> list[tuple[int, int]]:
+        """Position and size of the oldest rows of a rank."""
+        query = (
+            "SELECT position, length(payload) FROM messages WHERE rank = ?"
+            " ORDER BY position LIMIT ?"
+        )
+        return self._db.execute(query, (rank, limit)).fetchall()
+
+    def _pair(self, query: str, *values: str | int) -> tuple[int, int]:
+        first, second = self._db.execute(query, values).fetchone()
+        return int(first), int(second)
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            return self._connect(self._path)
+        except sqlite3.OperationalError as e:
+            # A full or read-only disk: until the next start a kill loses what is not acknowledged.
+            log.error("outbox is kept in memory", extra={"path": str(self._path), "error": str(e)})
+            return self._connect(_IN_MEMORY)
+        except sqlite3.DatabaseError as e:
+            log.error("outbox is damaged, begun anew", extra={"error": str(e)})
+            self._set_aside()
+            return self._connect(self._path)
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        db = sqlite3.connect(path, check_same_thread=False, timeout=5.0)
+        try:
+            for pragma in _PRAGMAS:
+                db.execute(pragma)
+            (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
+            with db:
+                db.execute(_SCHEMA)
+                names = {row[1] for row in db.execute("PRAGMA table_info(messages)")}
+                for column in _LATER_COLUMNS:
+                    if column.split()[0] not in names:
+                        db.execute(f"ALTER TABLE messages ADD COLUMN {column}")
+                db.execute(_ACKED)
+            self.rows, self.size_bytes = db.execute(_HELD).fetchone()
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
+
+    def _set_aside(self) -> None:
+        """Keep the damaged file for whoever looks, one at most, and let a new one begin."""
+        self.was_damaged = True
+        self._path.replace(self._path.with_suffix(".damaged"))
+        for suffix in ("-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)

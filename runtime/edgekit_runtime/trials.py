@@ -1,0 +1,52 @@
+"""Trials: the canaries that are under way, each with the version that is loaded for it."""
+
+from __future__ import annotations
+
+from typing import Generic, NamedTuple, TypeVar
+
+from edgekit_runtime.live import Live, Loaded, Trial
+
+S = TypeVar("S")
+
+
+class Begun(NamedTuple, Generic[S]):
+    """A trial and what is tried."""
+
+    trial: Trial
+    loaded: Loaded[S]
+
+
+class Trials(Generic[S]):
+    """At most one trial for each model. Owned by the update thread."""
+
+    def __init__(self, live: Live[S]) -> None:
+        self._live = live
+        self._begun: dict[str, Begun[S]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._begun)
+
+    def begin(self, model: str, loaded: Loaded[S]) -> None:
+        """Compare a loaded version with the one that serves."""
+        self._begun[model] = Begun(self._live.try_out(model, loaded), loaded)
+
+    def find(self, model: str) -> Trial | None:
+        """The trial of a model."""
+        begun = self._begun.get(model)
+        return begun.trial if begun else None
+
+    def take(self, model: str) -> Loaded[S]:
+        """End a trial and hand out what was tried, open still."""
+        begun = self._begun.pop(model)
+        begun.trial.close()
+        return begun.loaded
+
+    def drop(self, model: str) -> None:
+        """End a trial, if there is one, and close what was tried."""
+        if model in self._begun:
+            self._live.discard(self.take(model))
+
+    def close(self) -> None:
+        """End every trial."""
+        for model in list(self._begun):
+            self.drop(model)

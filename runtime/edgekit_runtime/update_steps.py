@@ -1,0 +1,317 @@
+"""Steps: what the device does in each state of an update, once the state is on disk.
+
+Promise: a step ends with the record of the next state on disk, or raises, and then the record is
+still that of its own state. What serves is changed by nothing but `Live.show`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from edgekit.bundle import Bundle
+from edgekit.clock import Clock
+from edgekit.errors import StorageError
+from edgekit.signing import PublicKey
+from edgekit_runtime import bounded, update
+from edgekit_runtime.config import UpdateSection
+from edgekit_runtime.fetch import Interrupted, Wait, check
+from edgekit_runtime.journal import Journal
+from edgekit_runtime.live import Live, Loaded, failing_with_reason
+from edgekit_runtime.slots import Slots
+from edgekit_runtime.source import Source
+from edgekit_runtime.telemetry import Events, Level
+from edgekit_runtime.trials import Trials
+from edgekit_runtime.update import Reason, Record, State, Update, UpdateFailed
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+_PROGRESS_STEP = 0.05
+# What is on disk of a download's progress; each write is a page or two of flash.
+_DURABLE_STEP = 0.1
+
+
+class Steps(Generic[S]):
+    """The work of the update thread.
+
+    Args:
+        slots: where bundles lie.
+        journal: the records.
+        live: what serves.
+        profile: of this device.
+        keys: who may sign.
+        limits: seconds a state may take, and when a version counts as good.
+        source: how bundles come here; `None` without a fleet.
+        events: where the fleet hears of it.
+        changed: called after a change that is not in a record.
+        wait: waits for a number of seconds, and says whether to stop.
+        clock: measures how long a state takes.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        journal: Journal,
+        live: Live[S],
+        *,
+        profile: str,
+        keys: Sequence[PublicKey],
+        limits: UpdateSection,
+        source: Source | None,
+        events: Events,
+        changed: Callable[[], None],
+        wait: Wait,
+        clock: Clock,
+    ) -> None:
+        self._slots = slots
+        self._journal = journal
+        self._live = live
+        self._profile = profile
+        self._keys = keys
+        self._limits = limits
+        self._source = source
+        self._events = events
+        self._changed = changed
+        self._wait = wait
+        self._clock = clock
+        self._trials: Trials[S] = Trials(live)
+        self._progress: dict[str, float] = {}
+        self._table: dict[State, Callable[[str, Record, Update], bool]] = {
+            State.FETCHING: self._fetch,
+            State.VERIFYING: self._verify,
+            State.STAGED: self._stage,
+            State.PROBING: self._probe,
+            State.CANARY: self._compare,
+            State.ACTIVE: self._judge,
+        }
+
+    def do(self, model: str) -> bool:
+        """Act on the present state; `True` where the next one can be acted on at once.
+
+        Raises:
+            UpdateFailed: the update cannot go on.
+            Interrupted: it was asked to stop, and goes on later.
+            StorageError: the disk does not take the next record.
+        """
+        record = self._journal.record(model)
+        step = self._table.get(record.state)
+        if step is None or record.update is None:
+            return False
+        return step(model, record, record.update)
+
+    def progress(self, model: str) -> float | None:
+        """How far the present state is, where it can tell."""
+        return self._progress.get(model)
+
+    def drop(self, model: str) -> None:
+        """Give up what was loaded for an update that is over."""
+        self._progress.pop(model, None)
+        self._trials.drop(model)
+
+    def close(self) -> None:
+        """Give up whatever was loaded and does not serve."""
+        self._trials.close()
+
+    def go_back(self, model: str, reason: Reason, detail: str) -> None:
+        """Take the previous version, open still or loaded anew, and only then leave the present."""
+        record = self._journal.record(model)
+        if record.previous is None:
+            raise UpdateFailed(reason, f"{detail}; there is no version to go back to")
+        folder = self._slots.folder(model, record.previous)
+        try:
+            loaded = self._live.kept(model, folder) or self._live.load(folder, proven=True)
+        except UpdateFailed as e:
+            raise UpdateFailed(reason, f"{detail}; the previous version fails: {e}") from e
+        self._switch(model, update.rolled_back(record, reason, detail), loaded)
+        self.tell("rolled_back", model, reason, detail)
+
+    def fail(self, model: str, reason: Reason, detail: str) -> None:
+        """The update ends; what serves goes on serving."""
+        self.drop(model)
+        record = update.failed(self._journal.record(model), reason, detail)
+        # A disk that takes nothing any more is a reason, and must not keep the fleet from it.
+        self._journal.write_if_possible(model, record)
+        # Else what was staged takes the room that the next download needs.
+        self._slots.clear_unnamed(model, record)
+        self.tell("update_failed", model, reason, detail)
+
+    def tell(self, kind: str, model: str, reason: Reason, detail: str, **figures: float) -> None:
+        """Let the fleet hear of an end, with its reason code."""
+        level: Level = "warning" if kind == "rolled_back" else "error"
+        if reason is Reason.CANCELLED:
+            level = "info"
+        self._events(
+            kind, f"{model}: {detail}", level=level, model=model, reason=reason.value, **figures
+        )
+
+    def _fetch(self, model: str, record: Record, wish: Update) -> bool:
+        if not update.holds_wanted(record):
+            if self._source is None:
+                return False
+            # Hours that wait for a window are none that a download takes.
+            began_s = self._clock.monotonic() if self._limits.window is None else None
+            self._source.fetch(
+                wish.wanted,
+                base=self._base(model, record),
+                frees_bytes=self._slots.size(model, record.free),
+                limit_s=max(0.0, self._limits.fetch_limit_s - wish.spent_s),
+                progress=lambda done: self._advance(model, done, began_s=began_s),
+                wait=self._wait,
+            )
+        self._progress.pop(model, None)
+        self._journal.write(model, update.move(self._journal.record(model), State.VERIFYING))
+        return True
+
+    def _base(self, model: str, record: Record) -> tuple[Path, str] | None:
+        """What a delta can be against: the slot that serves, and its digest."""
+        if record.active is None or record.serving is None:
+            return None
+        return self._slots.folder(model, record.active), record.serving.digest
+
+    def _verify(self, model: str, record: Record, wish: Update) -> bool:
+        if update.holds_wanted(record):
+            self._journal.write(model, update.staged(record))
+            return True
+        if self._source is None:
+            return False
+        part = self._source.part(wish.wanted)
+        try:
+            check(part, wish.wanted)
+        except UpdateFailed:
+            if wish.downloads >= update.MAX_DOWNLOADS:
+                raise
+            self._journal.write(model, update.again(record))
+            return True
+        record = update.cleared(record, record.free)
+        self._journal.write(model, record)
+        self._bounded(model, State.VERIFYING, lambda: self._unpack(model, record, part))
+        self._journal.write(model, update.staged(record))
+        return True
+
+    def _unpack(self, model: str, record: Record, part: Path) -> None:
+        with failing_with_reason(), Bundle.open(part) as bundle:
+            update.check(record, bundle.manifest, bundle.digest, model=model, profile=self._profile)
+            bundle.verify(self._keys)
+            self._slots.clear(model, record.free)
+            self._slots.install(model, record.free, bundle)
+
+    def _stage(self, model: str, record: Record, wish: Update) -> bool:
+        if self._source is not None:
+            self._source.part(wish.wanted).unlink(missing_ok=True)
+        self._journal.write(model, update.move(record, State.PROBING))
+        return True
+
+    def _probe(self, model: str, record: Record, wish: Update) -> bool:
+        folder = self._slots.folder(model, wish.slot or record.free)
+        loaded = self._bounded(
+            model, State.PROBING, lambda: self._live.load(folder), late=self._live.discard
+        )
+        if not self._live.can_try(model):
+            self._switch(model, update.activated(record), loaded)
+            return True
+        try:
+            self._journal.write(model, update.move(record, State.CANARY))
+        except StorageError:
+            self._live.discard(loaded)
+            raise
+        self._trials.begin(model, loaded)
+        return True
+
+    def _compare(self, model: str, record: Record, wish: Update) -> bool:
+        trial = self._trials.find(model)
+        if trial is None:
+            # Only where beginning it failed: what was loaded is loaded once more.
+            self._journal.write(model, update.move(record, State.PROBING))
+            return True
+        verdict = trial.verdict()
+        if verdict is None:
+            self._advance(model, trial.progress())
+            return False
+        self._progress.pop(model, None)
+        if verdict.decision == "roll_back":
+            reason = verdict.reason or Reason.INTERNAL
+            self._trials.drop(model)
+            self._journal.write_if_possible(
+                model,
+                update.judged_worse(record, reason, verdict.detail, figures=verdict.figures),
+            )
+            self._slots.clear_unnamed(model, self._journal.record(model))
+            self.tell("rolled_back", model, reason, verdict.detail, **verdict.figures)
+            return False
+        loaded = self._trials.take(model)
+        self._switch(model, update.activated(update.measured(record, verdict.figures)), loaded)
+        version = wish.wanted.version
+        facts: dict[str, Any] = {"model": model, "version": version, **verdict.figures}
+        kind = "canary_passed" if verdict.decision == "promote" else "canary_undecided"
+        self._events(kind, f"{model} {version}: {verdict.detail}", **facts)
+        return True
+
+    def _judge(self, model: str, record: Record, wish: Update) -> bool:
+        failures = self._live.engine_failures(model)
+        verdict = update.judge(
+            engine_failures=failures,
+            served_s=self._live.served_s(model),
+            allowed_failures=self._limits.max_engine_failures,
+            confirm_after_s=self._limits.confirm_after_s,
+        )
+        if verdict is State.CONFIRMED:
+            self._journal.write(model, update.move(record, State.CONFIRMED))
+            self._live.settle(model)
+            version = wish.wanted.version
+            self._events("update_confirmed", f"{model} {version}", model=model, version=version)
+        elif verdict is State.ROLLED_BACK:
+            self.go_back(model, Reason.ENGINE_FAILURES, f"the engine failed {failures} times")
+        return False
+
+    def _switch(self, model: str, record: Record, loaded: Loaded[S]) -> None:
+        """Let another version serve, once the record says so."""
+        try:
+            self._journal.write(model, record)
+        except StorageError:
+            self._live.discard(loaded)
+            raise
+        self._live.show(model, loaded)
+        if record.state is not State.ACTIVE:
+            # Nothing is on trial: what served before is not gone back to.
+            self._live.settle(model)
+        self._changed()
+
+    def _bounded(
+        self,
+        model: str,
+        state: State,
+        work: Callable[[], T],
+        *,
+        late: Callable[[T], None] | None = None,
+    ) -> T:
+        """Run `work` within the limit of a state; a word of cancellation ends the wait for it."""
+        limit_s, timeout = update.limit(state, self._limits)
+
+        def check_cancelled() -> None:
+            if model in self._slots.asked("cancel"):
+                raise Interrupted(f"{model}: {state.value} was asked to end")
+
+        return bounded.run(
+            work,
+            name=f"update-{state.value}",
+            limit_s=limit_s,
+            over=lambda: UpdateFailed(timeout, f"{state.value} took longer than {limit_s:g} s"),
+            late=late,
+            # A half-written slot is nobody's to clear; that state is short.
+            check=None if state is State.VERIFYING else check_cancelled,
+        )
+
+    def _advance(self, model: str, done: float, *, began_s: float | None = None) -> None:
+        """Tell how far a state is; with its beginning, also keep on disk how long it took."""
+        if done - self._progress.get(model, 0.0) < _PROGRESS_STEP:
+            return
+        self._progress[model] = done
+        record = self._journal.record(model)
+        wish = record.update
+        if began_s is not None and wish is not None and done - wish.progress >= _DURABLE_STEP:
+            spent_s = wish.spent_s + self._clock.monotonic() - began_s
+            self._journal.write(model, update.advanced(record, progress=done, spent_s=spent_s))
+        else:
+            self._changed()

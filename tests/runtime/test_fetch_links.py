@@ -1,0 +1,230 @@
+"""Downloads over bad links, from several mirrors and over TLS, with real servers behind them."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from edgekit.errors import ConfigError
+from edgekit_runtime.update import Reason
+from tests.faults import GOOD, Conditions, How, LinkProxy
+from tests.runtime.authority import Authority
+from tests.runtime.fetching import get, make, refused, wanted
+from tests.runtime.file_server import (
+    DATA,
+    Behaviour,
+    FileServer,
+    another_file,
+    cut,
+    drips,
+    encoded,
+    garbage,
+    says,
+    silent,
+    whole,
+)
+
+# The head of an answer, with room to spare.
+HEAD_BYTES = 400
+
+
+@pytest.fixture
+def servers() -> Iterator[tuple[FileServer, FileServer]]:
+    with ExitStack() as stack:
+        yield stack.enter_context(FileServer()), stack.enter_context(FileServer())
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer() as made:
+        yield made
+
+
+@pytest.mark.parametrize("how", ["rst", "fin"])
+def test_a_link_that_breaks_ten_times_carries_each_byte_once(
+    server: FileServer, tmp_path: Path, how: How
+) -> None:
+    breaks = [25_000 * number for number in range(1, 11)]
+    with LinkProxy(server.address, conditions=Conditions(bytes_s=2_000_000)) as proxy:
+        proxy.cut_at(breaks, how=how)
+        assert get(make(tmp_path, proxy.url())) == DATA
+        counts = proxy.counts()
+
+    assert counts.cuts == len(breaks)
+    assert counts.down_bytes <= len(DATA) * 1.03 + HEAD_BYTES * len(breaks)
+
+
+def test_a_link_that_stalls_and_comes_back_is_used_on(server: FileServer, tmp_path: Path) -> None:
+    with LinkProxy(server.address, conditions=Conditions(bytes_s=2_000_000)) as proxy:
+        proxy.follow([(0.03, Conditions(stalled=True)), (0.2, GOOD)])
+        assert get(make(tmp_path, proxy.url())) == DATA
+        assert proxy.counts().connections == 1
+
+
+def test_a_half_open_link_is_given_up_and_tried_anew(server: FileServer, tmp_path: Path) -> None:
+    with LinkProxy(server.address, conditions=Conditions(bytes_s=1_000_000)) as proxy:
+        proxy.follow([(0.05, Conditions(half_open=True)), (0.1, GOOD)])
+        assert get(make(tmp_path, proxy.url(), idle_timeout_s=0.3)) == DATA
+        counts = proxy.counts()
+
+    assert counts.connections == 2
+    assert counts.down_bytes <= len(DATA) + 2 * HEAD_BYTES
+
+
+def test_a_link_that_refuses_is_waited_for(server: FileServer, tmp_path: Path) -> None:
+    with LinkProxy(server.address, conditions=Conditions(refuses=True)) as proxy:
+        proxy.follow([(0.2, GOOD)])
+
+        def wait(seconds: float) -> bool:
+            time.sleep(min(seconds, 0.02))
+            return False
+
+        assert get(make(tmp_path, proxy.url()), limit_s=7200, wait=wait) == DATA
+
+
+def test_a_limit_of_bandwidth_holds_on_the_link_and_not_only_in_the_reader(
+    server: FileServer, tmp_path: Path
+) -> None:
+    rate = 200_000
+    ahead: list[float] = []
+    with LinkProxy(server.address) as proxy:
+        fetcher = make(tmp_path, proxy.url(), bandwidth_bytes_s=rate)
+
+        def progress(share: float) -> None:
+            ahead.append(proxy.counts().down_bytes - share * len(DATA))
+
+        def wait(seconds: float) -> bool:
+            time.sleep(seconds / 10)
+            return False
+
+        assert get(fetcher, progress=progress, wait=wait) == DATA
+
+    # A quarter second's worth is the window that is asked for; kernels take it generously.
+    assert max(ahead) < rate
+
+
+@pytest.mark.parametrize(
+    "bad", [says(404), says(503), says(416), encoded, garbage, silent, another_file]
+)
+def test_where_one_mirror_fails_the_next_one_delivers(
+    servers: tuple[FileServer, FileServer], tmp_path: Path, bad: Behaviour
+) -> None:
+    first, second = servers
+    first.behaviours = [bad]
+
+    assert get(make(tmp_path, first.url, second.url, idle_timeout_s=0.3)) == DATA
+    assert set(second.offsets) == {0}
+
+
+def test_the_mirror_that_delivers_is_kept_for_the_next_download(
+    servers: tuple[FileServer, FileServer], tmp_path: Path
+) -> None:
+    first, second = servers
+    first.behaviours = [says(503)]
+    fetcher = make(tmp_path, first.url, second.url)
+    get(fetcher)
+    fetcher.tidy(set())
+
+    get(fetcher)
+
+    assert first.offsets == [0]
+    assert second.offsets == [0, 0]
+
+
+def test_what_one_mirror_began_another_one_ends(
+    servers: tuple[FileServer, FileServer], tmp_path: Path
+) -> None:
+    first, second = servers
+    first.behaviours = [cut, says(404)]
+
+    assert get(make(tmp_path, first.url, second.url)) == DATA
+    assert second.offsets == [100_000]
+
+
+def test_a_validator_of_one_mirror_is_not_told_to_another(
+    servers: tuple[FileServer, FileServer], tmp_path: Path
+) -> None:
+    first, second = servers
+    first.behaviours = [partial(whole, end=1_000, etag='"first"'), says(404)]
+
+    assert get(make(tmp_path, first.url, second.url)) == DATA
+    assert "If-Range" in first.headers[1]
+    assert "If-Range" not in second.headers[0]
+
+
+def test_a_mirror_that_drips_is_left_for_one_that_flows(
+    servers: tuple[FileServer, FileServer], tmp_path: Path
+) -> None:
+    first, second = servers
+    first.behaviours = [drips]
+    fetcher = make(tmp_path, first.url, second.url, slow_window_s=0.2, slowest_bytes_s=10_000)
+
+    assert get(fetcher) == DATA
+    # What did drip in is kept.
+    assert second.offsets[0] > 0
+
+
+def test_a_single_repository_may_be_as_slow_as_it_is(server: FileServer, tmp_path: Path) -> None:
+    server.behaviours = [drips]
+    fetcher = make(tmp_path, server.url, slow_window_s=0.1, slowest_bytes_s=10_000)
+
+    assert refused(fetcher, limit_s=0.5) is Reason.FETCH_TIMEOUT
+    assert len(server.offsets) == 1
+
+
+def test_every_mirror_refusing_tells_why_the_first_one_did(
+    servers: tuple[FileServer, FileServer], tmp_path: Path
+) -> None:
+    first, second = servers
+    first.behaviours, second.behaviours = [says(416)], [says(404)]
+
+    assert refused(make(tmp_path, first.url, second.url)) is Reason.WRONG_SIZE
+
+
+def test_the_same_absolute_address_is_asked_only_once(server: FileServer, tmp_path: Path) -> None:
+    server.behaviours = [says(404)]
+    fetcher = make(tmp_path, "http://127.0.0.1:1/", "http://127.0.0.1:2/")
+
+    assert refused(fetcher, wanted(url=f"{server.url}it.edge")) is Reason.FETCH_REFUSED
+    assert server.offsets == [0]
+
+
+def test_a_repository_with_a_certificate_of_the_fleet_is_trusted(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    with FileServer(cut, whole, tls=_serves(authority)) as server:
+        fetcher = make(tmp_path, server.url, ca=authority.certificate)
+        assert get(fetcher) == DATA
+        assert server.offsets == [0, 100_000]
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_a_repository_with_a_strange_certificate_is_sent_no_request(
+    tmp_path: Path, other: bool
+) -> None:
+    authority = Authority(tmp_path)
+    ca = Authority(tmp_path, "other").certificate if other else None
+    with FileServer(tls=_serves(authority)) as server:
+        fetcher = make(tmp_path, server.url, ca=ca)
+        reason = refused(fetcher, limit_s=0.2, match="CERTIFICATE_VERIFY_FAILED")
+        assert reason is Reason.FETCH_TIMEOUT
+        assert server.offsets == []
+
+
+def test_a_file_that_holds_no_certificates_is_named(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.crt"
+    ca.write_text("nothing", "utf-8")
+
+    with pytest.raises(ConfigError, match=r"ca\.crt"):
+        get(make(tmp_path, "https://127.0.0.1:1/", ca=ca))
+
+
+def _serves(authority: Authority) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("server"))
+    return context

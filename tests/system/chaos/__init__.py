@@ -1,0 +1,1 @@
+"""Chaos: kills and faults at random, and what must be true after each."""
