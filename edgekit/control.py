@@ -41,6 +41,28 @@ MAX_OUTPUT_BYTES = 160 << 10
 PLAIN_OUTPUT_BYTES = 4 << 10
 MAX_TTL_S = 30 * 86_400.0
 
+# Why a command did not come to be done.
+MEANING: Mapping[str, str] = {
+    "untrusted": "no key that the device trusts signed it",
+    "malformed": "it is not a command",
+    "wrong_id": "the topic bears another id than the command",
+    "wrong_device": "it is for another device",
+    "replayed": "the device has passed its number",
+    "other_boot": "it is for another start of the daemon",
+    "stale": "by the device's clock it is not valid now, and no challenge was answered",
+    "unknown_kind": "the device does not know the kind",
+    "not_allowed": "the device's `[commands]` does not allow the kind",
+    "bad_arguments": "an argument is missing, unknown or wrong",
+    "storage": "the state folder cannot be written; nothing that changes something is done then",
+    "busy": "too much is under way; ask again later",
+    "not_served": "no such model serves there",
+    "not_possible": "the device's state or configuration does not allow it; the detail says why",
+    "time_limit": "it took longer than it may",
+    "error": "it failed in a way that was foreseen; the detail says how",
+    "internal": "it failed in a way that nobody foresaw; the device's log has the traceback",
+    "killed": "the daemon ended meanwhile; how far it came is not known",
+}
+
 Device = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,63}/[a-z0-9-]{1,63}\Z")]
 Nonce = Boot
 Value = str | int | float | bool | None

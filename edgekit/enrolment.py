@@ -17,11 +17,11 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from edgekit.certificates import FOREIGN
 from edgekit.errors import MessageError, UntrustedError, UsageError
 from edgekit.manifest import Sha256
 from edgekit.messages import Id
@@ -185,6 +185,16 @@ def decode(raw: bytes, kind: type[S], *, limit_bytes: int = MAX_REQUEST_BYTES) -
         raise MessageError(f"not a valid {kind.__name__}: {e}") from e
 
 
+def client_id(name: str, key: SigningKey) -> str:
+    """`NAME-` and 16 hex digits that follow from the key, and that nobody else can know.
+
+    A broker that does not bind client ids to certificates ends one session for another of the same
+    id: who could guess it could keep its owner away.
+    """
+    secret = hmac.new(key.pem(), b"edgekit client id", hashlib.sha256).hexdigest()
+    return f"{name}-{secret[:16]}"
+
+
 def sha256(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
@@ -208,10 +218,8 @@ def requested_key(csr: str) -> PublicKey:
         request = x509.load_pem_x509_csr(csr.encode())
         key = request.public_key()
         proven = request.is_signature_valid
-    except (ValueError, TypeError) as e:
-        raise MessageError("csr is not a certificate request in PEM") from e
-    except UnsupportedAlgorithm as e:
-        raise MessageError("csr is for a key of another kind than P-256") from e
+    except FOREIGN as e:
+        raise MessageError("csr is not a certificate request in PEM, or for a foreign key") from e
     if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)):
         raise MessageError("csr is for a key of another kind than P-256")
     if not proven:

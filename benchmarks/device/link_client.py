@@ -1,6 +1,6 @@
 """One download by the daemon's own `Fetcher`, as a process: `link` measures and kills it.
 
-    python -m benchmarks.device.link_client URL SHA256 SIZE_BYTES FOLDER
+python -m benchmarks.device.link_client URL SHA256 SIZE_BYTES FOLDER
 """
 
 from __future__ import annotations

@@ -53,20 +53,25 @@ BUILD = "from edgekit.cli import main; main()"
 
 
 class Requests:
-    """Asks for inferences at random times, `rate` a second in the mean."""
+    """Asks for inferences at random times, `rate` a second in the mean, until it is stopped."""
 
     def __init__(self, port: int, model: str, shape: tuple[int, ...], *, rate: float) -> None:
         self._url = f"http://127.0.0.1:{port}/v2/models/{model}/infer"
-        self._name, self._shape, self._rate = "", shape, rate
+        self._shape, self._rate = shape, rate
         with urllib.request.urlopen(self._url.removesuffix("/infer"), timeout=5) as answer:
             self._name = json.load(answer)["inputs"][0]["name"]
-        threading.Thread(target=self._run, daemon=True).start()
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ends.set()
+        self._thread.join()
 
     def _run(self) -> None:
         spread = random.Random(1)
         images = np.random.default_rng(1).random((8, *self._shape), np.float32)
-        while True:
-            time.sleep(spread.expovariate(self._rate))
+        while not self._ends.wait(spread.expovariate(self._rate)):
             data = spread.choice(images).tobytes()
             size = {"binary_data_size": len(data)}
             tensor = {"name": self._name, "shape": self._shape, "datatype": "FP32"}
@@ -118,9 +123,11 @@ def measure(folder: Path, bundle: Path, trust: Path, *, count: int, rate: float)
         desired = messages.encode(Desired(serial=1, models={"lite0": wanted}))
         listener.tell(topics.device(SITE, daemon.device, topics.DESIRED), desired)
         wait_for(lambda: daemon.versions("lite0"), "a model that serves", timeout_s=120)
-        Requests(daemon.port, "lite0", (1, 3, 224, 224), rate=rate)
+        requests = Requests(daemon.port, "lite0", (1, 3, 224, 224), rate=rate)
         _await_batch(meter, 0)
-        return _stretch(daemon, meter, count=count) | _hourly(folder, bundle)
+        stretch = _stretch(daemon, meter, count=count)
+        requests.stop()
+        return stretch | _hourly(folder, bundle)
     finally:
         daemon.stop()
         listener.close()

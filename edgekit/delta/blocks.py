@@ -9,6 +9,7 @@ import zstandard
 from edgekit.delta import planes
 from edgekit.delta.form import (
     BLOCK_BYTES,
+    BYTES,
     COPY,
     LITERAL,
     MAX_CONTROL_BYTES,
@@ -60,16 +61,22 @@ def _block(operations: Sequence[Operation], new: memoryview, old: memoryview) ->
         kind, length, place = operation[:3]
         data, before = new[position : position + length], old[place : place + length]
         position += length
+        if kind != LITERAL and data == before:
+            # What is left of a difference that a full block cut in two.
+            kind = COPY
+        if kind == SPARSE:
+            steps = planes.sparse(planes.differences(data, before, 1))
+            if len(steps[0]) + len(steps[1]) <= length:
+                gaps += steps[0]
+                values += steps[1]
+                done.append(Operation(kind, length, place, len(steps[0]), len(steps[1])))
+                continue
+            kind = BYTES
         if kind == LITERAL:
             literals += data
-        elif kind == SPARSE:
-            steps = planes.sparse(planes.differences(data, before, 1))
-            operation = operation._replace(gaps=len(steps[0]), values=len(steps[1]))
-            gaps += steps[0]
-            values += steps[1]
         elif kind != COPY:
             folded[kind].append(planes.differences(data, before, WIDTHS[kind]))
-        done.append(operation)
+        done.append(Operation(kind, length, place))
     control = encode_operations(done)
     sections = (planes.split(planes.joined(folded[kind], w)) for kind, w in WIDTHS.items())
     payload = b"".join((control, literals, *sections, gaps, values))

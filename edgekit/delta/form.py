@@ -25,8 +25,8 @@ MAX_PAYLOAD_BYTES = BLOCK_BYTES + MAX_CONTROL_BYTES
 MAX_PACKED_BYTES = MAX_PAYLOAD_BYTES + (MAX_PAYLOAD_BYTES >> 7) + 128
 MAX_BLOCKS = 1 << 14
 
-COPY, LITERAL, SPARSE = 0, 1, 6
-WIDTHS = {2: 1, 3: 2, 4: 4, 5: 8}
+COPY, LITERAL, BYTES, SPARSE = 0, 1, 2, 6
+WIDTHS = {BYTES: 1, 3: 2, 4: 4, 5: 8}
 """Operations that add a difference to each element, and the bytes of one element."""
 FAR = 255
 """A gap byte that another one follows."""
@@ -45,7 +45,7 @@ class DeltaError(BundleError):
 
 
 class NotSmaller(DeltaError):
-    """A delta would not be smaller than the bundle itself."""
+    """A delta would save next to nothing of the bundle itself."""
 
 
 class Head(Strict, frozen=True, kw_only=True):

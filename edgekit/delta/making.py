@@ -7,8 +7,9 @@ memory. The same two bundles and the same zstd give the same bytes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from edgekit import storage
 from edgekit.delta.base import Base
@@ -17,6 +18,8 @@ from edgekit.delta.form import LITERAL, Head, NotSmaller, Operation
 from edgekit.delta.plan import Planner, Run
 from edgekit.structs import Strict
 
+WORTH = 0.95
+"""Largest share of the new file that a delta may have: rebuilding takes a board time and disk."""
 CONTAINER = ""
 """Stands in a report for the zip directory at the end of a bundle."""
 
@@ -53,7 +56,7 @@ def make(old: Path, new: Path, out: Path) -> DeltaReport:
         out: where the delta goes.
 
     Raises:
-        NotSmaller: the delta would be as large as the new file; nothing was written.
+        NotSmaller: the delta has more than `WORTH` of the new file; nothing was written.
         BundleError: one of them is no bundle.
         StorageError: a file cannot be read or written.
     """
@@ -71,9 +74,9 @@ def make(old: Path, new: Path, out: Path) -> DeltaReport:
         blocks=sum(len(made) for made in parts.values()),
     )
     raw = b"".join((head.encode(), *chain.from_iterable(parts.values())))
-    if len(raw) >= len(after):
+    if len(raw) > WORTH * len(after):
         raise NotSmaller(
-            f"a delta from {old} would have {len(raw)} bytes, {new} has {len(after)}",
+            f"a delta from {old} has {len(raw)} bytes, {new} has {len(after)}: not worth it",
             hint="publish the bundle without this delta",
         )
     storage.write(out, raw)
@@ -86,6 +89,20 @@ def make(old: Path, new: Path, out: Path) -> DeltaReport:
         target_size_bytes=head.target_size_bytes,
         entries={name: sum(map(len, made)) for name, made in parts.items()},
     )
+
+
+def _akin(name: str, runs: Mapping[str, Run]) -> Run | None:
+    """The old entry of a name; else the largest in the same folder with the same ending, as an
+    artefact is called after its variant."""
+    if name in runs:
+        return runs[name]
+    path = PurePosixPath(name)
+    alike = [
+        run
+        for other, run in runs.items()
+        if (PurePosixPath(other).parent, PurePosixPath(other).suffix) == (path.parent, path.suffix)
+    ]
+    return max(alike, key=lambda run: len(run.data), default=None)
 
 
 def _parts(base: Base, target: Base, *, before: bytes, after: bytes) -> dict[str, list[bytes]]:
@@ -101,7 +118,7 @@ def _parts(base: Base, target: Base, *, before: bytes, after: bytes) -> dict[str
     for piece in target.pieces:
         end = piece.offset + piece.size
         header = Operation(LITERAL, piece.offset - done, 0)
-        data = planner.operations(piece.name, new[piece.offset : end], runs.get(piece.name))
+        data = planner.operations(piece.name, new[piece.offset : end], _akin(piece.name, runs))
         parts[piece.name] = list(blocks([header, *data], new=new[done:end], old=old))
         done = end
     ending = Operation(LITERAL, len(new) - done, 0)

@@ -8,14 +8,15 @@ bytes themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
 import zstandard
 
 from edgekit.delta import planes
-from edgekit.delta.form import COPY, LITERAL, WIDTHS, Operation
+from edgekit.delta.form import BYTES, COPY, LITERAL, SPARSE, WIDTHS, Operation
 from edgekit.delta.layouts import tensors_of
 from edgekit.delta.matches import Index
 
@@ -23,6 +24,8 @@ _TRIAL_LEVEL = 3
 _KINDS = {width: kind for kind, width in WIDTHS.items()}
 # Shorter differences cost more than the operation that begins them.
 _LEAST_BYTES = 8
+# Where at most this share of a chunk differs, gaps are set against differences.
+_CHUNK_BYTES, _FEW = 512, 0.15
 
 
 class Run(NamedTuple):
@@ -63,7 +66,7 @@ class Planner:
         if before is not None and new == before.data:
             return [Operation(COPY, len(new), before.start)] if len(new) else []
         stretches = self._against(name, new, before)
-        return _joined(self._cheapest(new, stretch) for stretch in stretches)
+        return _joined(chain.from_iterable(self._cheapest(new, one) for one in stretches))
 
     def _against(self, name: str, new: memoryview, before: Run | None) -> Iterator[_Stretch]:
         """Stretches that cover an entry."""
@@ -101,23 +104,48 @@ class Planner:
             yield _Stretch(start, done, match.old)
         yield _Stretch(done, end)
 
-    def _cheapest(self, new: memoryview, stretch: _Stretch) -> Operation:
+    def _cheapest(self, new: memoryview, stretch: _Stretch) -> list[Operation]:
         data = new[stretch.new : stretch.end]
         literal = Operation(LITERAL, len(data), 0)
         if stretch.old is None:
-            return literal
+            return [literal]
         old = self._old[stretch.old : stretch.old + len(data)]
         if data == old:
-            return Operation(COPY, len(data), stretch.old)
+            return [Operation(COPY, len(data), stretch.old)]
         if len(data) < _LEAST_BYTES:
-            return literal
-        forms = {LITERAL: bytes(data)}
+            return [literal]
+        forms = {LITERAL: _size(data)}
         for width in {1, stretch.width}:
             if len(data) % width == 0:
-                forms[_KINDS[width]] = planes.split(planes.differences(data, old, width))
+                folded = planes.differences(data, old, width)
+                forms[_KINDS[width]] = _size(planes.split(folded))
+        bytewise = planes.differences(data, old, 1)
+        pieces = _pieces(bytewise, stretch.old)
+        forms[SPARSE] = sum(_size(form) for form in _mixed(bytewise, pieces))
         # Of equals the widest: what many small stretches share shows in none of them alone.
-        kind = min(forms, key=lambda kind: (_size(forms[kind]), -kind))
-        return literal if kind == LITERAL else Operation(kind, len(data), stretch.old)
+        kind = min(forms, key=lambda kind: (forms[kind], -kind))
+        if kind == SPARSE:
+            return pieces
+        return [literal if kind == LITERAL else Operation(kind, len(data), stretch.old)]
+
+
+def _pieces(folded: planes.Unsigned, old: int) -> list[Operation]:
+    """Operations for differences of bytes: sparse where few chunks differ, else as they are."""
+    counts = np.add.reduceat(folded != 0, np.arange(0, len(folded), _CHUNK_BYTES), dtype=np.int64)
+    few = counts <= _CHUNK_BYTES * _FEW
+    edges = [0, *(np.flatnonzero(few[1:] != few[:-1]) + 1).tolist(), len(few)]
+    pieces = []
+    for first, last in pairwise(edges):
+        start, end = first * _CHUNK_BYTES, min(last * _CHUNK_BYTES, len(folded))
+        kind = SPARSE if few[first] else BYTES
+        pieces.append(Operation(kind, end - start, old + start))
+    return pieces
+
+
+def _mixed(folded: planes.Unsigned, pieces: Sequence[Operation]) -> tuple[bytes, bytes, bytes]:
+    """What pieces put into their sections: gaps, values, and differences of bytes."""
+    kinds = np.repeat([piece.kind for piece in pieces], [piece.length for piece in pieces])
+    return (*planes.sparse(folded[kinds == SPARSE]), folded[kinds == BYTES].tobytes())
 
 
 def _joined(operations: Iterator[Operation]) -> list[Operation]:
@@ -127,7 +155,7 @@ def _joined(operations: Iterator[Operation]) -> list[Operation]:
         if not operation.length:
             continue
         if joined and joined[-1].kind == operation.kind:
-            kind, length, old = joined[-1]
+            kind, length, old = joined[-1][:3]
             if kind == LITERAL or old + length == operation.old:
                 joined[-1] = Operation(kind, length + operation.length, old)
                 continue
@@ -135,5 +163,5 @@ def _joined(operations: Iterator[Operation]) -> list[Operation]:
     return joined
 
 
-def _size(form: bytes) -> int:
+def _size(form: bytes | memoryview) -> int:
     return len(zstandard.ZstdCompressor(level=_TRIAL_LEVEL).compress(form))

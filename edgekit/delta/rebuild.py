@@ -8,6 +8,8 @@ size is written to disk.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,8 +40,8 @@ def read_head(patch: Path) -> Head:
         DeltaError: it is no delta.
         StorageError: it cannot be read.
     """
-    with _opened(patch) as file:
-        return Head.decode(file.read(HEAD_BYTES))
+    with _opened(patch) as (_, head):
+        return head
 
 
 def apply(old: Path, patch: Path, out: Path, *, wanted_sha256: str, wanted_size_bytes: int) -> None:
@@ -58,8 +60,7 @@ def apply(old: Path, patch: Path, out: Path, *, wanted_sha256: str, wanted_size_
         BundleError: `old` is no bundle.
         StorageError: a file cannot be read or written.
     """
-    with _opened(patch) as file, Base(old) as base:
-        head = Head.decode(file.read(HEAD_BYTES))
+    with _opened(patch) as (file, head), Base(old) as base:
         if (head.target_sha256, head.target_size_bytes) != (wanted_sha256, wanted_size_bytes):
             raise DeltaError(
                 f"{patch} makes another file than the one that is wanted",
@@ -70,7 +71,7 @@ def apply(old: Path, patch: Path, out: Path, *, wanted_sha256: str, wanted_size_
                 f"{patch} is not for what lies in {old}", hint="fetch the whole bundle"
             )
         with storage.replacing(out) as target:
-            sha256 = _rebuild(file, head, base, target)
+            sha256 = rebuild(file, head, base, target)
             if sha256 != wanted_sha256:
                 raise DeltaError(
                     f"{patch} makes a file with sha256 {sha256}: it, or {old}, is damaged",
@@ -78,8 +79,16 @@ def apply(old: Path, patch: Path, out: Path, *, wanted_sha256: str, wanted_size_
                 )
 
 
-def _rebuild(file: BinaryIO, head: Head, base: Base, target: BinaryIO) -> str:
-    """Write what all blocks make, and return its sha256."""
+def rebuild(file: BinaryIO, head: Head, base: Base, target: BinaryIO) -> str:
+    """Write what all blocks of a delta make, and return its sha256.
+
+    Args:
+        file: the delta behind its head.
+        target: is given at most `head.target_size_bytes`.
+
+    Raises:
+        DeltaError: the delta is damaged, and was not before its damaged block.
+    """
     digest = hashlib.sha256()
     left = head.target_size_bytes
     for _ in range(head.blocks):
@@ -126,8 +135,16 @@ def _parts(payload: bytes, block: BlockHead, base: Base) -> list[bytes | memoryv
     return parts
 
 
-def _opened(patch: Path) -> BinaryIO:
+@contextmanager
+def _opened(patch: Path) -> Iterator[tuple[BinaryIO, Head]]:
+    """A delta file behind its head, and that."""
     try:
-        return patch.open("rb")
+        file = patch.open("rb")
     except OSError as e:
         raise StorageError(f"{patch} cannot be read: {e.strerror}") from e
+    with file:
+        try:
+            raw = file.read(HEAD_BYTES)
+        except OSError as e:
+            raise StorageError(f"{patch} cannot be read: {e.strerror}") from e
+        yield file, Head.decode(raw)

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from edgekit import storage
+from edgekit import certificates, storage
 from edgekit.errors import ConfigError, FleetError
 from edgekit.signing import SigningKey
 from edgekit.structs import Strict
@@ -97,7 +96,7 @@ class Authority:
     @classmethod
     def read(cls, key: Path, certificate: Path) -> Authority:
         """Read both files, raising `ConfigError` where they are missing or not a pair."""
-        private, public = SigningKey.read(key), read_certificate(certificate)
+        private, public = SigningKey.read(key), certificates.read(certificate)
         if public.public_key() != _crypto(private).public_key():
             raise ConfigError(f"{certificate} is not the certificate of {key}")
         return cls(private, public)
@@ -141,14 +140,6 @@ class Authority:
             )
         signed = builder.sign(self._key, hashes.SHA256())
         return signed.public_bytes(serialization.Encoding.PEM)
-
-    def issued(self, certificate: x509.Certificate) -> bool:
-        """Whether this authority signed `certificate`; says nothing of its time or revocation."""
-        try:
-            certificate.verify_directly_issued_by(self.certificate)
-        except (InvalidSignature, ValueError, TypeError):
-            return False
-        return True
 
     def _issue(
         self,
@@ -194,16 +185,6 @@ def hosts_of(certificate: x509.Certificate) -> tuple[str, ...]:
     """Names and addresses that a broker's certificate is good for."""
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return tuple(str(name.value) for name in names)
-
-
-def read_certificate(path: Path) -> x509.Certificate:
-    """A certificate in PEM, raising `ConfigError` where there is none."""
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except OSError as e:
-        raise ConfigError(f"certificate {path} cannot be read: {e.strerror}") from e
-    except ValueError as e:
-        raise ConfigError(f"{path} is not a certificate in PEM") from e
 
 
 def write_certificate(path: Path, certificate: x509.Certificate) -> None:

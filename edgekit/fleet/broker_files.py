@@ -17,7 +17,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgekit import link, storage
+from edgekit import certificates, link, storage
 from edgekit.clock import Clock
 from edgekit.errors import StorageError
 from edgekit.fleet import authority, broker_config
@@ -97,7 +97,7 @@ def renew_services(folder: FleetFolder, *, hosts: tuple[str, ...], clock: Clock)
         renewed = True
     if _is_due(folder.broker_certificate, now_ms):
         if folder.broker_certificate.exists():
-            hosts = authority.hosts_of(authority.read_certificate(folder.broker_certificate))
+            hosts = authority.hosts_of(certificates.read(folder.broker_certificate))
         key = SigningKey.read(folder.broker_key)
         made = issuer.issue_broker(key, hosts=hosts, now_ms=now_ms)
         authority.write_certificate(folder.broker_certificate, made)
@@ -115,7 +115,7 @@ def _replace(path: Path, text: str) -> None:
 def _is_due(path: Path, now_ms: int) -> bool:
     if not path.exists():
         return True
-    held = authority.read_certificate(path)
+    held = certificates.read(path)
     start, end = held.not_valid_before_utc.timestamp(), held.not_valid_after_utc.timestamp()
     return now_ms / 1000 > start + _RENEW_FROM * (end - start)
 

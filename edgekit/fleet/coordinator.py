@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgekit import link, topics
+from edgekit import enrolment, link, topics
 from edgekit.clock import Clock
 from edgekit.control import RESULT_FILTER
 from edgekit.errors import ConfigError, LinkError, MessageError, StorageError
@@ -110,8 +110,7 @@ class Coordinator:
         )
         self._link = link.MqttLink(
             self._broker,
-            # Coordinators of other sites may use the same broker.
-            client_id="-".join(["edgekit-coordinator", *settings.sites]),
+            client_id=_client_id(settings),
             filters=_filters(settings.sites),
             on_message=self._receive,
             on_connect=self._connected,
@@ -187,7 +186,7 @@ class Coordinator:
         while not self._closing.is_set():
             try:
                 if self.registrar is not None:
-                    self.registrar.refresh()
+                    self.registrar.refresh(self.store)
                 all_sent = self._step()
                 if self._clock.monotonic() - pruned_s > _PRUNE_EVERY_S:
                     pruned_s = self._clock.monotonic()
@@ -262,6 +261,14 @@ def _repository(settings: Settings, *, store: Store, clock: Clock) -> Repository
 def _round_key(settings: Settings) -> Path | None:
     """Whose the candidates of rounds are: in a fleet the coordinator's own key signs them."""
     return settings.fleet.control_key if settings.fleet is not None else settings.key
+
+
+def _client_id(settings: Settings) -> str:
+    # Coordinators of other sites may use the same broker.
+    name = "-".join(["edgekit-coordinator", *settings.sites])
+    if settings.fleet is None:
+        return name
+    return enrolment.client_id(name, SigningKey.read(settings.fleet.client_key))
 
 
 def _filters(sites: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from edgekit import enrolment, envelope
+from edgekit import certificates, enrolment, envelope
 from edgekit.clock import Clock
 from edgekit.enrolment import Answer, Ask, DeviceFacts, RenewalAsk, RenewalRequest, Renewed, Sealed
 from edgekit.errors import ConfigError, FleetError, MessageError, UntrustedError
@@ -101,10 +101,13 @@ class Office:
         """
         request = enrolment.decode(raw, RenewalRequest, limit_bytes=2 * enrolment.MAX_REQUEST_BYTES)
         present = self._present(request.certificate)
+        holder = certificates.key_of(present)
+        if holder is None:
+            raise MessageError("the certificate's key is not P-256")
         payload = envelope.open_(
             request.envelope,
             kind=enrolment.RENEWAL,
-            trusted=[PublicKey(_p256(present))],
+            trusted=[holder],
             what="renewal",
         )
         key = enrolment.requested_key(enrolment.decode(payload, RenewalAsk).csr)
@@ -147,11 +150,10 @@ class Office:
         return pem
 
     def _present(self, text: str) -> x509.Certificate:
-        try:
-            present = x509.load_pem_x509_certificate(text.encode())
-        except ValueError as e:
-            raise MessageError("certificate is not one in PEM") from e
-        if not self._authority.issued(present):
+        present = certificates.decode(text)
+        if present is None:
+            raise MessageError("certificate is not one in PEM")
+        if not certificates.is_issued_by(present, self._authority.certificate):
             raise UntrustedError("this fleet did not issue the certificate", hint=_HINT)
         if self._clock.now_ms() > present.not_valid_after_utc.timestamp() * 1000:
             raise UntrustedError("the certificate has expired", hint=_HINT)
@@ -165,13 +167,6 @@ class Office:
             repositories=self._facts.repositories,
             coordinator=self._facts.coordinator,
         )
-
-
-def _p256(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
-    key = certificate.public_key()
-    if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)):
-        raise MessageError("the certificate's key is not P-256")
-    return key
 
 
 def _text(path: Path) -> str:

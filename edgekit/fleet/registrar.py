@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import os
 
+import sqlalchemy as sa
+
 from edgekit.clock import Clock
-from edgekit.fleet import broker_files
+from edgekit.errors import StorageError
+from edgekit.fleet import broker_files, inventory
+from edgekit.fleet import store as store_tables
 from edgekit.fleet.enrolment import Office
 from edgekit.fleet.folder import FleetFolder
 from edgekit.fleet.members import Members
+from edgekit.fleet.store import Store
 from edgekit.topics import DeviceTopic, UpdateTopic
 
 
@@ -31,6 +36,7 @@ class Registrar:
         self._members = Members(folder.members)
         self._version = 0
         self._names: frozenset[tuple[str, str]] = frozenset()
+        self._settled: frozenset[tuple[str, str]] | None = None
         self.office = Office(folder, self._members, clock=clock, changed=self._changed)
         self.renew_services()
         self._changed()
@@ -39,12 +45,19 @@ class Registrar:
         """Whether the device of a topic is enrolled."""
         return (topic.site, topic.device) in self._names
 
-    def refresh(self) -> None:
-        """Read the record again if it was changed; what others changed they told the broker."""
+    def refresh(self, store: Store) -> None:
+        """Read the record again if it was changed; what others changed they told the broker.
+
+        Who left is offline from then on: of the broker's word for it nothing is heard.
+        """
         version = self._read_version()
         if version != self._version:
             self._version = version
             self._names = self._read_names()
+        if self._names != self._settled:
+            with store.write() as connection:
+                _hang_up(connection, self._names)
+            self._settled = self._names
 
     def renew_services(self) -> None:
         """Make the certificates of coordinator and broker anew where they near their end."""
@@ -59,4 +72,19 @@ class Registrar:
         return frozenset((subject.site, subject.device) for subject in self._members.current())
 
     def _read_version(self) -> int:
-        return os.stat(self._folder.members).st_mtime_ns
+        try:
+            return os.stat(self._folder.members).st_mtime_ns
+        except OSError as e:
+            raise StorageError(f"{self._folder.members} cannot be read: {e.strerror}") from e
+
+
+def _hang_up(connection: sa.Connection, names: frozenset[tuple[str, str]]) -> None:
+    """Mark every device offline that is not one of `names`."""
+    enrolled = {inventory.key(site, device) for site, device in names}
+    table = store_tables.devices
+    online = connection.scalars(sa.select(table.c.device).where(table.c.online.is_(True))).all()
+    for device in online:
+        if device not in enrolled:
+            connection.execute(
+                sa.update(table).where(table.c.device == device).values(online=False)
+            )

@@ -35,7 +35,7 @@ else:
 DEFAULT_PATH = Path("/etc/edgekit/device.toml")
 MAX_CONFIG_BYTES = 1 << 20
 
-WINDOW = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d\Z"
+WINDOW = r"^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]\Z"
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 86_400)]
 Bytes = Annotated[int, msgspec.Meta(gt=0, le=1 << 40)]

@@ -7,6 +7,8 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
+
 from edgekit.messages import Resources
 from edgekit.structs import Strict
 from edgekit_runtime import sysfs
@@ -72,6 +74,31 @@ def read(state: Path, *, root: Path = sysfs.ROOT) -> Resources:
         power_w=next((rails[name] for name in _WHOLE if name in rails), None),
         throttled=tuple(sysfs.throttled(root))[:_MOST_WORDS],
     )
+
+
+def rounded(resources: Resources) -> Resources:
+    """The same for a journey: three digits of bytes, one decimal of everything else.
+
+    What is below changes all the time, tells nobody anything, and would travel.
+    """
+    return msgspec.structs.replace(
+        resources,
+        cpu_s=round(resources.cpu_s, 1),
+        rss_bytes=_three_digits(resources.rss_bytes),
+        memory_free_bytes=_three_digits(resources.memory_free_bytes),
+        disk_free_bytes=_three_digits(resources.disk_free_bytes),
+        temperature_c=_one_decimal(resources.temperature_c),
+        clock_mhz=_one_decimal(resources.clock_mhz),
+        power_w=_one_decimal(resources.power_w),
+    )
+
+
+def _three_digits(value: int | None) -> int | None:
+    return None if value is None else round(value, 3 - len(str(value)))
+
+
+def _one_decimal(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
 
 
 def _kilobytes(path: Path, field: str) -> int | None:

@@ -112,7 +112,7 @@ class Source:
             except (LinkError, UpdateFailed) as e:
                 if wait(0.0):
                     raise Interrupted(f"{wanted.url}: the download was asked to end") from e
-                reason = e.reason if isinstance(e, UpdateFailed) else Reason.FETCH_TIMEOUT
+                reason = e.reason if isinstance(e, UpdateFailed) else Reason.REPOSITORY_UNREACHABLE
                 if isinstance(e, UpdateFailed) and reason not in PASSING:
                     raise
                 told = self._tell(reason, str(e), told)
@@ -137,6 +137,6 @@ class Source:
     def _tell(self, reason: Reason, message: str, told: Reason | None) -> Reason:
         """Once for each reason in a row; a repository that is down for a day fills no outbox."""
         log.info("repository gives nothing", extra={"reason": reason.value, "error": message})
-        if reason is not told and reason is not Reason.FETCH_TIMEOUT:
+        if reason is not told:
             self._events("repository_refused", message, level="warning", reason=reason.value)
         return reason

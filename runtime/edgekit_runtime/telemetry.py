@@ -29,6 +29,7 @@ from edgekit.messages import (
     Telemetry,
 )
 from edgekit_runtime import about as about_
+from edgekit_runtime import sensors
 from edgekit_runtime.outbox import Outbox
 from edgekit_runtime.parts import Parts
 from edgekit_runtime.sender import Sender
@@ -166,7 +167,7 @@ class Reporter:
         """Append what happened since the last time."""
         now = self._clock.monotonic()
         period_s, self._since = now - self._since, now
-        figures, resources = tuple(self._figures()), self._resources()
+        figures, resources = tuple(self._figures()), sensors.rounded(self._resources())
         about, slots, drifts = self._read_about(), _compared(self._slots()), self._drifts()
         outbox = self._outbox.figures()
 

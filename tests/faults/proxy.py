@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -185,7 +186,14 @@ class LinkProxy:
                     connection.end_with = "rst"
                     connection.close()
                     continue
-                self._open[connection] = asyncio.ensure_future(self._carry(connection))
+                carrying = asyncio.ensure_future(self._carry(connection))
+                self._open[connection] = carrying
+                # Not at the end of `_carry`: one that is cut before it began never gets there.
+                carrying.add_done_callback(partial(self._end, connection))
+
+    def _end(self, connection: _Connection, _: asyncio.Task[None]) -> None:
+        self._open.pop(connection, None)
+        connection.close()
 
     async def _carry(self, connection: _Connection) -> None:
         """One connection from its first byte to its last."""
@@ -197,9 +205,6 @@ class LinkProxy:
         except OSError:
             # One end is gone: so is the other.
             connection.end_with = "rst"
-        finally:
-            self._open.pop(connection, None)
-            connection.close()
 
     async def _join(self, connection: _Connection) -> None:
         client = connection.ends[0]

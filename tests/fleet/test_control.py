@@ -23,7 +23,6 @@ from edgekit.fleet.control import Control
 from edgekit.fleet.control_rows import CommandView, Request
 from edgekit.fleet.control_rules import ANSWER_ROOM_MS, OPEN, Attempt, Open
 from edgekit.fleet.store import Store, UnknownId
-from edgekit.link import Broker, MqttLink
 from edgekit.messages import Status
 from edgekit.signing import SigningKey
 from edgekit_runtime.control.control import Control as DeviceControl
@@ -155,9 +154,9 @@ def test_a_device_gets_one_command_at_a_time_in_their_order(side: Side) -> None:
 
 def test_what_is_not_answered_is_asked_again_ever_more_rarely(side: Side) -> None:
     side.ask(ttl_s=86_400)
-    for _ in range(3600):
+    for _ in range(720):
         side.control.step()
-        side.clock.advance(1)
+        side.clock.advance(5)
 
     assert 10 < len(side.sent) < 20
 
@@ -424,40 +423,42 @@ def test_every_command_is_begun_once_whatever_the_link_does_and_whoever_is_kille
 # A real broker and a real coordinator.
 
 
-class Commanded:
+class Commanded(DeviceSimulator):
     """A device on the real broker that takes commands, unsigned, as in an insecure fleet."""
 
     def __init__(self, fleet: Fleet, folder: Path, device: str) -> None:
-        self.simulator = DeviceSimulator(fleet.mqtt, device)
-        self.link = MqttLink(
-            Broker.parse(fleet.mqtt),
-            client_id=f"commands-{device}",
-            filters=[self.simulator.topic(control.COMMAND_FILTER)],
-            on_message=lambda topic, raw: self.control.received(topic.rpartition("/")[2], raw),
-            on_connect=lambda: self.control.connected(),
-        )
+        super().__init__(fleet.mqtt, device)
+        self.link.subscribe(self.topic(control.COMMAND_FILTER))
         self.control = DeviceControl(
             state=folder,
             device=f"default/{device}",
-            boot=self.simulator.boot,
+            boot=self.boot,
             keys=None,
             settings=CommandsSection(),
             hands=hands(folder),
-            publish=lambda leaf, raw: self.link.publish(self.simulator.topic(leaf), raw),
+            publish=lambda leaf, raw: self.link.publish(self.topic(leaf), raw),
             clock=SystemClock(),
         )
 
     def __enter__(self) -> Commanded:
         self.control.start()
-        self.link.start()
-        until(lambda: self.link.connected)
-        self.simulator.__enter__()
+        super().__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.simulator.__exit__()
         self.control.close(timeout_s=10)
-        self.link.close()
+        super().__exit__()
+
+    def _connect(self) -> None:
+        super()._connect()
+        self.control.connected()
+
+    def _receive(self, topic: str, payload: bytes) -> None:
+        number = control.command_id(topic.removeprefix(self.topic("")))
+        if number is None:
+            super()._receive(topic, payload)
+        else:
+            self.control.received(number, payload)
 
 
 def found(fleet: Fleet, number: str) -> dict[str, Any]:

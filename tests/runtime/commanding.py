@@ -1,4 +1,4 @@
-"""A device that takes commands: the real `Control`, with a link that remembers what was published."""
+"""A device that takes commands: the real `Control`, and a link that remembers what it got."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STRANGER = SigningKey.generate()
 
 
 class Shelf:
-    """Models by name, as an updater shows them; `rollback` and `cancel` do at once what is asked."""
+    """Models by name, as an updater shows them; it does at once what is asked."""
 
     def __init__(self, **models: ModelState) -> None:
         self.models = models
@@ -68,7 +68,7 @@ def hands(state: Path, **given: Any) -> Hands:
     models = given.pop("models", None) or Models()
     values: dict[str, Any] = {
         "config": config(state),
-        "reread": None,
+        "reread": lambda: None,
         "boot": "0" * 16,
         "ring": LogRing(lines=100),
         "models": models,

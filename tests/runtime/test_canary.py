@@ -35,7 +35,7 @@ from tests.clock import ManualClock
 from tests.runtime.bells import ringing
 from tests.runtime.served import Wire, infer, inline, load, output, serving, until, worker
 
-QUICK = CanarySection(spacing_s=0, cpu_share=1, latency_ratio_good=4, latency_ratio_bad=8)
+QUICK = CanarySection(min_s=0, spacing_s=0, cpu_share=1, latency_ratio_good=4, latency_ratio_bad=8)
 """Small models differ in time by what else the machine does; these tests are of the rest."""
 
 
@@ -331,7 +331,7 @@ def test_a_new_worker_that_hangs_is_why_the_version_is_rolled_back(tmp_path: Pat
         os.kill(hung, signal.SIGSTOP)
         with Wire(both.server) as wire:
             wire.ask(infer(bundles.samples(1)))
-        until(lambda: not trial.is_idle)
+        until(lambda: trial.runs_new)
         clock.advance(RUN_LIMIT_S + 1)
         verdict = trial.verdict()
         os.kill(hung, signal.SIGCONT)
@@ -386,6 +386,20 @@ def test_an_input_larger_than_the_queue_still_has_its_turn() -> None:
     found.offer({"x": np.zeros((1, 10), np.float32)}, 1)
 
     assert found.taken == 1
+
+
+def test_nothing_is_judged_before_scenes_had_time_to_change(tmp_path: Path) -> None:
+    clock = ManualClock()
+    patient = msgspec.structs.replace(QUICK, min_s=100)
+    with beside(tmp_path) as both, Wire(both.server) as wire:
+        trial = both.tried(patient, clock=clock)
+        until(lambda: both.old.shadow is not None)
+        for _ in range(2 * patient.min_samples):
+            wire.ask(infer(bundles.samples(1)))
+        assert trial.verdict() is None
+        clock.advance(patient.min_s)
+        both.ask_until_judged(trial)
+        trial.close()
 
 
 def test_what_was_taken_stays_as_it_was() -> None:

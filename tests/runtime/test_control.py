@@ -312,7 +312,9 @@ def test_a_result_that_found_no_link_is_told_at_the_next_connection(tmp_path: Pa
         until(lambda: [line["state"] for line in rig.audit()] == ["running", "done"])
         assert not rig.published
         rig.is_linked = True
-        until(lambda: rig.control.connected() is None and bool(rig.published))
+        until(lambda: rig.control.is_idle)
+        rig.control.connected()
+        until(lambda: bool(rig.published))
 
     assert rig.published[-1].state == "done"
 
@@ -399,6 +401,15 @@ def test_a_stream_that_unpacks_to_more_than_it_may_is_refused() -> None:
 
     with pytest.raises(MessageError, match="packed holds more"):
         control.output_of(result, topic="t")
+
+
+def test_the_page_on_commands_gives_each_reason_with_its_meaning_and_each_kind() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "remote.md").read_text("utf-8")
+
+    for reason, meaning in control.MEANING.items():
+        assert f"| `{reason}` | {meaning} |" in page
+    for kind in control.KINDS:
+        assert f"| `{kind}` |" in page
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -160,6 +160,7 @@ def test_a_damaged_interval_leaves_the_configured_one(tmp_path: Path) -> None:
 def test_reload_applies_the_interval_and_names_what_takes_a_restart(tmp_path: Path) -> None:
     told: list[float] = []
     old = config(tmp_path)
+    assert old.fleet is not None
     fleet = msgspec.structs.replace(old.fleet, telemetry_interval_s=7.0)
     serve = msgspec.structs.replace(old.serve, queue_limit=9)
     new = msgspec.structs.replace(old, fleet=fleet, serve=serve)

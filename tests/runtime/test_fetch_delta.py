@@ -18,7 +18,7 @@ from edgekit_runtime.update import Reason
 from tests import bundles
 from tests.faults import LinkProxy
 from tests.runtime.fetching import get, hold, make
-from tests.runtime.file_server import FileServer, files
+from tests.runtime.file_server import FileServer, Handler, files, says
 
 BUNDLE, DELTA = "tiny/1.1.0/new.edge", "tiny/1.1.0/new.delta"
 
@@ -190,6 +190,21 @@ def test_a_delta_that_is_of_no_use_costs_one_whole_download_and_is_told(
         assert data == release.new
         assert told == [Reason.DELTA_BROKEN]
         assert server.paths.count(BUNDLE) == 1
+
+
+def test_a_repository_that_holds_back_deltas_alone_is_waited_out(
+    release: Release, tmp_path: Path
+) -> None:
+    def busy_with_deltas(request: Handler, offset: int) -> None:
+        answer = says(503) if request.path.endswith(DELTA) else files({BUNDLE: release.new})
+        answer(request, offset)
+
+    with FileServer(busy_with_deltas) as server:
+        fetcher = make(tmp_path, "http://unused/")
+        data, told = update(fetcher, release, target(release, server.url))
+
+    assert data == release.new
+    assert told == [Reason.DELTA_BROKEN]
 
 
 def test_a_whole_download_that_was_begun_is_gone_on_with(

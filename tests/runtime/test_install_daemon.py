@@ -31,6 +31,8 @@ from tests.runtime import tflite_models
 pytestmark = pytest.mark.system
 
 PATIENCE_S = 30
+# A sign of life each 0.1 s, for as long as patience lasts.
+MOST_MESSAGES = 300
 ROOT = Path(__file__).parents[2]
 DAEMON = ("from edgekit.cli import daemon_main; daemon_main()", "--config")
 # What ProtectSystem=strict and StateDirectory= come to.
@@ -71,21 +73,23 @@ def running(state: Path, *, inside: Sequence[str] = ()) -> Iterator[subprocess.P
             cwd=ROOT,
         )
         try:
-            while (said := manager.recv(4096).decode()) != "READY=1":
-                assert said.startswith("STATUS=")
+            wait_for(b"READY=1", manager)
             yield process
-            # A sign of life comes for as long as it serves.
-            while manager.recv(4096) != b"WATCHDOG=1":
-                pass
+            # Signs of life come for as long as it serves.
+            wait_for(b"WATCHDOG=1", manager)
             process.send_signal(signal.SIGTERM)
-            while manager.recv(4096) != b"STOPPING=1":
-                pass
+            wait_for(b"STOPPING=1", manager)
             assert process.wait(PATIENCE_S) == 0
         finally:
             process.kill()
             assert process.stderr is not None
             process.stderr.close()
             process.wait()
+
+
+def wait_for(message: bytes, manager: socket.socket) -> None:
+    """Read what the daemon says until it says this, among a bounded number of other things."""
+    assert any(manager.recv(4096) == message for _ in range(MOST_MESSAGES)), message
 
 
 def answer(state: Path) -> int:

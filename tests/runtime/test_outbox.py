@@ -1,4 +1,4 @@
-"""The outbox and its sender: nothing acknowledged is sent again, nothing appended is lost."""
+"""The outbox: nothing acknowledged is held, what is dropped is counted, a kill costs little."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,16 +17,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.messages import Event, Resources, Telemetry
-from edgekit_runtime.outbox import Kind, Outbox, Pending
-from edgekit_runtime.sender import IDLE_S, Sender, without_gap
+from edgekit_runtime.outbox import (
+    COMMIT_S,
+    RETRY_S,
+    TAIL_ROWS,
+    URGENT_BURST,
+    URGENT_EVERY_S,
+    Outbox,
+)
+from edgekit_runtime.outbox.allowance import Allowance
 from tests.clock import ManualClock
 
 BOOT = "0123456789abcdef"
 OTHER = "fedcba9876543210"
 
 
-def event(seq: int, *, boot: str = BOOT, message: str = "") -> Event:
-    return Event(boot=boot, seq=seq, floor=seq, at=1, kind="tested", message=message)
+def event(seq: int, *, boot: str = BOOT, message: str = "", level: Any = "info") -> Event:
+    return Event(
+        boot=boot, seq=seq, floor=seq, at=1, up=1, kind="tested", level=level, message=message
+    )
+
+
+def error(seq: int) -> Event:
+    return event(seq, level="error")
 
 
 def telemetry(seq: int) -> Telemetry:
@@ -38,8 +51,31 @@ def numbers(outbox: Outbox) -> list[int]:
     return [message.seq for message in outbox.pending(1000)]
 
 
-def make(path: Path, *, boot: str = BOOT, max_rows: int = 1000, max_bytes: int = 1 << 20) -> Outbox:
-    return Outbox(path, boot=boot, max_rows=max_rows, max_bytes=max_bytes)
+def on_disk(path: Path) -> list[int]:
+    """Numbers of the rows that another process would find."""
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+        found = [seq for (seq,) in db.execute("SELECT seq FROM messages ORDER BY position")]
+    db.close()
+    return found
+
+
+def make(
+    path: Path,
+    *,
+    boot: str = BOOT,
+    max_rows: int = 1000,
+    max_bytes: int = 1 << 20,
+    max_age_s: float = 1e6,
+    clock: ManualClock | None = None,
+) -> Outbox:
+    return Outbox(
+        path,
+        boot=boot,
+        max_rows=max_rows,
+        max_bytes=max_bytes,
+        max_age_s=max_age_s,
+        clock=clock or ManualClock(),
+    )
 
 
 @pytest.fixture
@@ -97,7 +133,7 @@ def test_room_is_made_by_dropping_the_oldest_telemetry_first(tmp_path: Path) -> 
     outbox.close()
 
 
-def test_telemetry_never_makes_an_event_go_and_leaves_no_gap(tmp_path: Path) -> None:
+def test_telemetry_never_makes_an_event_go(tmp_path: Path) -> None:
     outbox = make(tmp_path / "outbox.db", max_rows=2)
     outbox.append("event", event)
     outbox.append("event", event)
@@ -106,9 +142,137 @@ def test_telemetry_never_makes_an_event_go_and_leaves_no_gap(tmp_path: Path) -> 
 
     outbox.ack(BOOT, 1)
     assert outbox.append("telemetry", telemetry)
-    assert numbers(outbox) == [2, 3]
+    assert numbers(outbox) == [2, 4]
     assert outbox.dropped == 1
     outbox.close()
+
+
+def test_errors_are_the_last_to_go(tmp_path: Path) -> None:
+    outbox = make(tmp_path / "outbox.db", max_rows=3)
+    for message in (error, telemetry, event, error, event, error):
+        outbox.append("telemetry" if message is telemetry else "event", message)
+
+    assert numbers(outbox) == [1, 4, 6]
+    figures = outbox.figures()
+    assert figures.dropped == {"telemetry": 1, "event": 2}
+    assert figures.dropped_bytes > 300
+    assert figures.waiting == 3
+    outbox.close()
+
+
+KINDS = st.sampled_from([telemetry, event, error])
+
+
+@settings(max_examples=30)
+@given(kinds=st.lists(KINDS, max_size=30), max_rows=st.integers(1, 12))
+def test_what_is_held_is_the_most_important_and_of_that_the_newest(
+    tmp_path_factory: pytest.TempPathFactory, kinds: list[Any], max_rows: int
+) -> None:
+    outbox = make(tmp_path_factory.mktemp("outbox") / "outbox.db", max_rows=max_rows)
+    held: list[tuple[int, int]] = []
+    for seq, message in enumerate(kinds, start=1):
+        outbox.append("telemetry" if message is telemetry else "event", message)
+        held = sorted([*held, ([telemetry, event, error].index(message), seq)])[-max_rows:]
+
+    assert numbers(outbox) == sorted(seq for _, seq in held)
+    assert outbox.dropped == len(kinds) - len(held)
+    outbox.close()
+
+
+def test_what_is_too_old_goes_however_the_wall_clock_steps(tmp_path: Path) -> None:
+    clock = ManualClock()
+    first = make(tmp_path / "outbox.db", max_age_s=1000, clock=clock)
+    first.append("event", event)
+    clock.advance(800)
+    first.append("event", event)
+    first.close()
+    # The daemon starts again: another origin of its clock, and a wall clock a year back.
+    clock = ManualClock(monotonic_s=5, now_ms=1)
+    outbox = make(tmp_path / "outbox.db", boot=OTHER, max_age_s=1000, clock=clock)
+    clock.advance(300)
+    outbox.append("event", lambda seq: event(seq, boot=OTHER))
+
+    assert [(m.boot, m.seq) for m in outbox.pending(10)] == [(BOOT, 2), (OTHER, 1)]
+    assert outbox.figures().dropped == {"event": 1}
+    outbox.close()
+
+
+def test_telemetry_is_written_every_five_minutes_and_not_at_all_where_it_was_acknowledged(
+    tmp_path: Path,
+) -> None:
+    clock, path = ManualClock(), tmp_path / "outbox.db"
+    outbox = make(path, clock=clock)
+    outbox.append("telemetry", telemetry)
+    clock.advance(COMMIT_S - 1)
+    outbox.tick()
+    assert on_disk(path) == []
+
+    clock.advance(2)
+    outbox.tick()
+    outbox.append("telemetry", telemetry)
+    outbox.ack(BOOT, 2)
+    clock.advance(COMMIT_S)
+    outbox.tick()
+
+    assert on_disk(path) == []
+    assert outbox.count() == 0
+    outbox.close()
+
+
+def test_an_event_is_on_disk_at_once_with_what_came_before_it(tmp_path: Path) -> None:
+    outbox = make(tmp_path / "outbox.db")
+    outbox.append("telemetry", telemetry)
+    outbox.append("event", event)
+
+    assert on_disk(tmp_path / "outbox.db") == [1, 2]
+    outbox.close()
+
+
+def test_a_storm_of_events_is_written_in_pieces(tmp_path: Path) -> None:
+    clock, path = ManualClock(), tmp_path / "outbox.db"
+    outbox = make(path, max_rows=10_000, clock=clock)
+    for _ in range(URGENT_BURST + TAIL_ROWS):
+        outbox.append("event", event)
+    assert len(on_disk(path)) == URGENT_BURST
+
+    outbox.append("event", event)
+    assert len(on_disk(path)) == URGENT_BURST + TAIL_ROWS + 1
+    outbox.append("event", event)
+    clock.advance(URGENT_EVERY_S)
+    outbox.append("event", event)
+
+    assert on_disk(path) == numbers(outbox) == list(range(1, URGENT_BURST + TAIL_ROWS + 4))
+    outbox.close()
+
+
+@given(gaps=st.lists(st.floats(0, 100), max_size=60), burst=st.integers(1, 5))
+def test_no_stretch_of_time_sees_more_writes_than_are_allowed(
+    gaps: list[float], burst: int
+) -> None:
+    allowance, now, taken = Allowance(burst=burst, every_s=10, now_s=0), 0.0, []
+    for gap in gaps:
+        now += gap
+        if allowance.take(now):
+            taken.append(now)
+
+    for first in range(len(taken)):
+        for last in range(first, len(taken)):
+            assert last - first + 1 <= burst + (taken[last] - taken[first]) / 10 + 1e-6
+
+
+def test_what_is_sent_tells_how_long_it_waited_unless_its_boot_is_over(tmp_path: Path) -> None:
+    clock = ManualClock(monotonic_s=100)
+    outbox = make(tmp_path / "outbox.db", clock=clock)
+    outbox.append("event", event)
+    clock.advance(20)
+    (found,) = outbox.pending(10)
+    assert msgspec.json.decode(found.payload, type=Event).sent == 120_000
+    outbox.close()
+
+    again = make(tmp_path / "outbox.db", boot=OTHER, clock=clock)
+    (found,) = again.pending(10)
+    assert msgspec.json.decode(found.payload, type=Event).sent == 0
+    again.close()
 
 
 def test_bytes_are_bounded_too(tmp_path: Path) -> None:
@@ -127,19 +291,62 @@ def make_too_large(outbox: Outbox) -> bool:
     return outbox.append("event", lambda seq: msgspec.structs.replace(event(seq), facts=facts))
 
 
-def test_a_full_disk_costs_messages_and_not_the_outbox(outbox: Outbox) -> None:
+def fill(outbox: Outbox) -> None:
+    """Let the file grow no more, as on a full disk."""
+    pages = outbox._file._db.execute("PRAGMA page_count").fetchone()[0]
+    outbox._file._db.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def test_on_a_full_disk_old_telemetry_makes_room_for_events(tmp_path: Path) -> None:
+    clock, path = ManualClock(), tmp_path / "outbox.db"
+    outbox = make(path, clock=clock)
+    for _ in range(40):
+        outbox.append("telemetry", telemetry)
     outbox.append("event", event)
-    pages = outbox._db.execute("PRAGMA page_count").fetchone()[0]
-    outbox._db.execute(f"PRAGMA max_page_count = {pages}")
+    fill(outbox)
 
-    stored = [outbox.append("event", lambda seq: event(seq, message="x" * 1900)) for _ in range(10)]
+    for _ in range(20):
+        outbox.append("event", lambda seq: event(seq, message="x" * 400))
 
-    assert not all(stored)
-    assert outbox.dropped == stored.count(False)
-    assert numbers(outbox) == list(range(1, 2 + stored.count(True)))
-    outbox._db.execute("PRAGMA max_page_count = 100000")
-    assert outbox.append("event", event)
+    kinds = [message.kind for message in outbox.pending(100)]
+    assert kinds.count("event") == 21
+    assert set(range(42, 62)) <= set(on_disk(path))
+    assert outbox.figures().dropped == {"telemetry": 40 - kinds.count("telemetry")}
     assert not outbox.take_damage()
+    outbox.close()
+
+
+def test_a_disk_that_is_full_of_events_keeps_what_comes_in_memory_until_it_is_free(
+    tmp_path: Path,
+) -> None:
+    clock, path = ManualClock(), tmp_path / "outbox.db"
+    outbox = make(path, clock=clock)
+    for _ in range(10):
+        outbox.append("event", error)
+    outbox._file._db.execute("PRAGMA query_only = ON")
+
+    assert all(outbox.append("event", event) for _ in range(5))
+
+    assert on_disk(path) == list(range(1, 11))
+    assert numbers(outbox) == list(range(1, 16))
+    outbox._file._db.execute("PRAGMA query_only = OFF")
+    clock.advance(RETRY_S)
+    assert outbox.append("event", event)
+    assert on_disk(path) == list(range(1, 17))
+    assert outbox.dropped == 0
+    outbox.close()
+
+
+def test_what_a_stuck_disk_keeps_in_memory_is_bounded(tmp_path: Path) -> None:
+    outbox = make(tmp_path / "outbox.db", max_rows=20)
+    outbox._file._db.execute("PRAGMA query_only = ON")
+    for turn in range(60):
+        outbox.append(*(("event", error) if turn % 10 == 0 else ("telemetry", telemetry)))
+
+    assert len(numbers(outbox)) <= 20
+    assert {1, 11, 21, 31, 41, 51} <= set(numbers(outbox))
+    assert outbox.figures().dropped == {"telemetry": 60 - len(numbers(outbox))}
+    outbox.close()
 
 
 def test_a_disk_that_takes_nothing_leaves_an_outbox_in_memory(tmp_path: Path) -> None:
@@ -179,8 +386,8 @@ def test_damage_that_shows_while_it_runs_costs_only_what_was_inside(tmp_path: Pa
     outbox = make(path)
     for _ in range(200):
         outbox.append("event", lambda seq: event(seq, message="x" * 500))
-    outbox._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    outbox._db.execute("PRAGMA cache_size = 1")
+    outbox._file._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    outbox._file._db.execute("PRAGMA cache_size = 1")
     with path.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * 60_000)
@@ -189,14 +396,15 @@ def test_damage_that_shows_while_it_runs_costs_only_what_was_inside(tmp_path: Pa
 
     assert outbox.take_damage()
     assert outbox.append("event", event)
-    assert numbers(outbox) == [201]
+    assert numbers(outbox) == list(range(numbers(outbox)[0], 202))
+    assert len(numbers(outbox)) <= TAIL_ROWS + 1
     outbox.close()
 
 
 def test_a_row_that_is_no_message_counts_as_damage(outbox: Outbox) -> None:
     outbox.append("event", event)
-    outbox._db.execute("UPDATE messages SET payload = x'ff00'")
-    outbox._db.commit()
+    outbox._file._db.execute("UPDATE messages SET payload = x'ff00'")
+    outbox._file._db.commit()
 
     assert outbox.pending(10) == []
 
@@ -208,18 +416,20 @@ def test_a_row_that_is_no_message_counts_as_damage(outbox: Outbox) -> None:
 KILLED = """
 import sys
 from pathlib import Path
+from edgekit.clock import SystemClock
 from edgekit.messages import Event
 from edgekit_runtime.outbox import Outbox
 boot, path = sys.argv[1], Path(sys.argv[2])
-outbox = Outbox(path, boot=boot, max_rows=100000, max_bytes=1 << 30)
+limits = {"max_rows": 100_000, "max_bytes": 1 << 30, "max_age_s": 1e6}
+outbox = Outbox(path, boot=boot, **limits, clock=SystemClock())
 while True:
     make = lambda seq: Event(boot=boot, seq=seq, floor=seq, at=1, kind="tested")
     assert outbox.append("event", make)
-    print(boot, outbox.pending(1, after=0)[0].seq, outbox._seq, flush=True)
+    print(boot, outbox._seq, flush=True)
 """
 
 
-def test_a_kill_loses_nothing_that_was_appended_and_repeats_no_number(tmp_path: Path) -> None:
+def test_a_kill_loses_no_event_of_the_allowance_and_repeats_no_number(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     appended: set[tuple[str, int]] = set()
     random = Random(5)
@@ -229,8 +439,8 @@ def test_a_kill_loses_nothing_that_was_appended_and_repeats_no_number(tmp_path: 
             [sys.executable, "-c", KILLED, boot, str(path)], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
-        for _ in range(random.randrange(1, 60)):
-            _, _, seq = process.stdout.readline().split()
+        for _ in range(random.randrange(1, URGENT_BURST)):
+            _, seq = process.stdout.readline().split()
             appended.add((boot, int(seq)))
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -247,136 +457,6 @@ def test_a_kill_loses_nothing_that_was_appended_and_repeats_no_number(tmp_path: 
         assert seqs == list(range(1, len(seqs) + 1))
 
 
-class Line:
-    """The other end of a link: what was sent, and a coordinator that acknowledges without gaps."""
-
-    def __init__(self) -> None:
-        self.up = True
-        self.sent: list[tuple[str, int]] = []
-        self.stored: set[tuple[str, int]] = set()
-        self.reached: dict[str, int] = {}
-
-    def publish(self, kind: Kind, payload: bytes) -> bool:
-        if self.up:
-            message = msgspec.json.decode(payload, type=Event if kind == "event" else Telemetry)
-            self.sent.append((message.boot, message.seq))
-            self.stored.add((message.boot, message.seq))
-            reached = max(self.reached.get(message.boot, 0), message.floor - 1)
-            while (message.boot, reached + 1) in self.stored:
-                reached += 1
-            self.reached[message.boot] = reached
-        return self.up
-
-    def acknowledge(self, sender: Sender) -> None:
-        for boot, seq in self.reached.items():
-            sender.acknowledged(boot, seq)
-
-
-def test_no_more_than_a_window_is_on_its_way(outbox: Outbox) -> None:
-    line = Line()
-    sender = Sender(outbox, line.publish, clock=ManualClock(), rng=Random(1), window=4)
-    for _ in range(10):
-        outbox.append("event", event)
-
-    sender.step()
-    sender.step()
-    assert [seq for _, seq in line.sent] == [1, 2, 3, 4]
-    sender.acknowledged(BOOT, 2)
-    sender.step()
-    assert [seq for _, seq in line.sent] == [1, 2, 3, 4, 5, 6]
-
-
-def test_what_is_not_acknowledged_is_sent_again_and_more_rarely_each_time(outbox: Outbox) -> None:
-    line, clock = Line(), ManualClock()
-    sender = Sender(outbox, line.publish, clock=clock, rng=Random(1), ack_timeout_s=10)
-    outbox.append("event", event)
-    waits = []
-    for _ in range(4):
-        waits.append(sender.step())
-        clock.advance(waits[-1])
-
-    assert len(line.sent) == 4
-    assert all(later > 1.2 * sooner for sooner, later in pairwise(waits))
-    sender.acknowledged(BOOT, 1)
-    assert sender.step() == IDLE_S
-
-
-def test_a_new_connection_begins_with_the_oldest(outbox: Outbox) -> None:
-    line = Line()
-    sender = Sender(outbox, line.publish, clock=ManualClock(), rng=Random(1))
-    outbox.append("event", event)
-    outbox.append("event", event)
-    sender.step()
-
-    sender.connected()
-    sender.step()
-
-    assert [seq for _, seq in line.sent] == [1, 2, 1, 2]
-
-
-@given(st.lists(st.tuples(st.sampled_from([BOOT, OTHER]), st.integers(1, 6)), max_size=12))
-def test_a_message_behind_a_gap_waits(found: list[tuple[str, int]]) -> None:
-    pending = [
-        Pending(position, boot, seq, "event", b"")
-        for position, (boot, seq) in enumerate(found, start=1)
-    ]
-
-    sent = without_gap(pending, last={})
-
-    assert list(sent) == pending[: len(sent)]
-    for boot in (BOOT, OTHER):
-        seqs = [message.seq for message in sent if message.boot == boot]
-        assert seqs == list(range(seqs[0], seqs[0] + len(seqs))) if seqs else True
-
-
-STEPS = st.sampled_from(["event", "telemetry", "step", "ack", "down", "up", "later", "restart"])
-
-
-@settings(max_examples=60)
-@given(steps=st.lists(STEPS, max_size=60))
-def test_whatever_happens_to_the_link_every_message_arrives_or_is_counted(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[str]
-) -> None:
-    path = tmp_path_factory.mktemp("outbox") / "outbox.db"
-    line, clock, boot = Line(), ManualClock(), 1
-    outbox = Outbox(path, boot=f"{boot:016x}", max_rows=10, max_bytes=1 << 20)
-    sender = Sender(outbox, line.publish, clock=clock, rng=Random(1), window=3)
-    appended: set[tuple[str, int]] = set()
-    dropped = 0
-    for step in [*steps, "up", *["step", "ack", "later"] * 40]:
-        name = f"{boot:016x}"
-        if step == "event":
-            seq = outbox._seq + 1
-            if outbox.append("event", lambda seq, name=name: event(seq, boot=name)):  # type: ignore[misc]
-                appended.add((name, seq))
-        elif step == "telemetry":
-            seq = outbox._seq + 1
-            make_it = lambda seq, name=name: msgspec.structs.replace(telemetry(seq), boot=name)  # noqa: E731
-            if outbox.append("telemetry", make_it):
-                appended.add((name, seq))
-        elif step == "step":
-            sender.step()
-        elif step == "ack":
-            line.acknowledge(sender)
-        elif step == "later":
-            clock.advance(400)
-        elif step == "restart":
-            dropped += outbox.dropped
-            outbox.close()
-            boot += 1
-            outbox = Outbox(path, boot=f"{boot:016x}", max_rows=10, max_bytes=1 << 20)
-            sender = Sender(outbox, line.publish, clock=clock, rng=Random(1), window=3)
-        else:
-            line.up = step == "up"
-            if line.up:
-                sender.connected()
-    dropped += outbox.dropped
-
-    assert outbox.count() == 0
-    assert len(appended - line.stored) <= dropped
-    outbox.close()
-
-
 def test_the_file_is_a_plain_database_that_anybody_can_read(outbox: Outbox, tmp_path: Path) -> None:
     outbox.append("event", event)
     with sqlite3.connect(tmp_path / "outbox.db") as db:
@@ -384,3 +464,23 @@ def test_the_file_is_a_plain_database_that_anybody_can_read(outbox: Outbox, tmp_
     db.close()
 
     assert row == (BOOT, 1, "event")
+
+
+def test_a_file_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    with sqlite3.connect(path) as db:
+        db.execute(
+            "CREATE TABLE messages (position INTEGER PRIMARY KEY AUTOINCREMENT, boot TEXT NOT NULL,"
+            " seq INTEGER NOT NULL, kind TEXT NOT NULL, payload BLOB NOT NULL, UNIQUE (boot, seq))"
+        )
+        text = msgspec.json.encode(event(7, boot=OTHER))
+        db.execute("INSERT INTO messages VALUES (3, ?, 7, 'event', ?)", (OTHER, text))
+    db.close()
+    outbox = make(path)
+    outbox.append("event", event)
+
+    assert [(m.position, m.boot, m.seq) for m in outbox.pending(10)] == [
+        (3, OTHER, 7),
+        (4, BOOT, 1),
+    ]
+    outbox.close()

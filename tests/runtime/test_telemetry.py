@@ -9,14 +9,25 @@ from random import Random
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgekit import messages
-from edgekit.messages import DriftFigures, DriftSketch, Event, ModelFigures, Telemetry
+from edgekit.messages import (
+    DriftFigures,
+    DriftSketch,
+    Event,
+    ModelFigures,
+    ModelState,
+    Resources,
+    Telemetry,
+)
 from edgekit_runtime import sensors
 from edgekit_runtime.outbox import Kind, Outbox
 from edgekit_runtime.sender import Sender
-from edgekit_runtime.telemetry import Reporter
+from edgekit_runtime.telemetry import Reporter, linger_s
 from tests.clock import ManualClock
+from tests.runtime.test_outbox import make
 
 BOOT = "0123456789abcdef"
 FIGURES = ModelFigures(model="tiny", version="1.0.0", variant="float", requests=3, errors=1)
@@ -25,9 +36,17 @@ FIGURES = ModelFigures(model="tiny", version="1.0.0", variant="float", requests=
 class Device:
     """A reporter over a real outbox, with a link that is down."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, max_rows: int = 100) -> None:
         self.clock = ManualClock()
-        self.outbox = Outbox(path / "outbox.db", boot=BOOT, max_rows=100, max_bytes=1 << 20)
+        self.slots: dict[str, ModelState] = {}
+        self.outbox = Outbox(
+            path / "outbox.db",
+            boot=BOOT,
+            max_rows=max_rows,
+            max_bytes=1 << 20,
+            max_age_s=1e6,
+            clock=self.clock,
+        )
         self.sent: list[Kind] = []
         self.up = False
         sender = Sender(self.outbox, self._publish, clock=self.clock, rng=Random(1))
@@ -38,6 +57,7 @@ class Device:
             interval_s=60,
             figures=lambda: [FIGURES],
             resources=lambda: sensors.read(path),
+            slots=lambda: self.slots,
             clock=self.clock,
         )
 
@@ -85,7 +105,7 @@ def test_telemetry_tells_of_drift_and_leaves_out_sketches_that_a_payload_cannot_
         DriftFigures(model=f"m{i}", version="1.0.0", rows=4000, windows=1, p=0.5, sketch=sketch)
         for i in range(20)
     ]
-    outbox = Outbox(tmp_path / "outbox.db", boot=BOOT, max_rows=100, max_bytes=1 << 20)
+    outbox = make(tmp_path / "outbox.db")
     sender = Sender(outbox, lambda *_: False, clock=ManualClock(), rng=Random(1))
     reporter = Reporter(
         outbox,
@@ -137,6 +157,80 @@ def test_what_was_dropped_is_counted_in_what_follows(tmp_path: Path) -> None:
     device.outbox.close()
 
 
+def test_what_does_not_change_is_told_once_and_named_after_that(device: Device) -> None:
+    for _ in range(3):
+        device.clock.advance(60)
+        device.reporter.observe()
+    device.slots["tiny"] = ModelState(version="1.0.0", state="confirmed", progress=0.5)
+    device.reporter.observe()
+
+    told = device.telemetry()
+    assert [message.told for message in told] == [
+        *[{"about": 1, "slots": 1, "drift": 1}] * 3,
+        {"about": 1, "slots": 4, "drift": 1},
+    ]
+    assert [message.about is not None for message in told] == [True, False, False, False]
+    assert told[0].slots == {}
+    assert told[3].slots == {"tiny": ModelState(version="1.0.0", state="confirmed")}
+    assert told[0].about is not None
+    assert "onnxruntime" in told[0].about.engines
+
+
+def test_a_part_that_was_given_up_is_told_again(tmp_path: Path) -> None:
+    device = Device(tmp_path, max_rows=1)
+    device.reporter.event("tested", "so", level="error")
+    device.reporter.observe()
+    device.outbox.ack(BOOT, 1)
+    device.reporter.observe()
+
+    (message,) = device.telemetry()
+    assert message.about is not None
+    assert message.told == dict.fromkeys(("about", "slots", "drift"), message.seq)
+    device.outbox.close()
+
+
+def test_losses_are_an_event_when_they_begin_and_then_once_an_hour(tmp_path: Path) -> None:
+    device = Device(tmp_path, max_rows=20)
+    for _ in range(100):
+        device.clock.advance(61)
+        device.reporter._turn()
+
+    events = [
+        msgspec.json.decode(m.payload, type=Event)
+        for m in device.outbox.pending(100)
+        if m.kind == "event"
+    ]
+    assert [event.kind for event in events] == ["outbox_dropped"] * 2
+    assert events[0].level == "warning"
+    assert 0 < events[0].facts["telemetry"] < events[1].facts["telemetry"]  # type: ignore[operator]
+    assert events[1].facts["dropped_bytes"] > 1000  # type: ignore[operator]
+    device.outbox.close()
+
+
+def test_an_interval_can_be_changed_while_it_runs(device: Device) -> None:
+    device.clock.advance(10)
+    device.reporter._turn()
+    assert device.telemetry() == []
+
+    device.reporter.set_interval(5)
+    device.reporter._turn()
+
+    assert [message.period_s for message in device.telemetry()] == [10]
+    assert device.reporter.interval_s == 5
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "messages"), [(5, 1), (59, 1), (60, 5), (100, 3), (250, 1), (3600, 1)]
+)
+def test_a_batch_holds_five_minutes_and_who_watches_waits_for_none(
+    interval_s: float, messages: int
+) -> None:
+    wait_s = linger_s(interval_s)
+
+    assert wait_s < 300
+    assert int(wait_s // interval_s) + 1 == messages
+
+
 def test_a_damaged_outbox_is_an_event(device: Device) -> None:
     device.outbox._file.was_damaged = True
 
@@ -174,3 +268,15 @@ def test_the_hottest_zone_counts_and_odd_ones_are_left_out(tmp_path: Path) -> No
     os.symlink(tmp_path / "nowhere", gone / "temp")
 
     assert sensors.read(tmp_path, root=tmp_path).temperature_c == 63.5
+
+
+@given(st.integers(0, 1 << 53), st.none() | st.floats(-50, 5000))
+def test_what_travels_is_right_to_half_a_percent(number: int, value: float | None) -> None:
+    told = sensors.rounded(
+        Resources(cpu_s=1.26, rss_bytes=number, memory_free_bytes=None, temperature_c=value)
+    )
+
+    assert abs(told.rss_bytes - number) <= 0.005 * number
+    assert told.memory_free_bytes is None
+    assert told.cpu_s == 1.3
+    assert (told.temperature_c is None) == (value is None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
+import os
 import re
 import shutil
 import signal
@@ -15,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,10 @@ class EdgeDaemon:
         self.config = folder / "device.toml"
         self._log = folder / "daemon.log"
         self.process: subprocess.Popen[bytes] | None = None
+        # A command that runs the daemon in other circumstances; what is added to its environment.
+        self.prefix: Sequence[str] = ()
+        self.environment: Mapping[str, str] = {}
+        self.warnings: Sequence[str] = ("-W", "error")
         fleet = ""
         if broker_port is not None:
             fleet = (
@@ -265,9 +270,14 @@ class EdgeDaemon:
         program = "from edgekit.cli import daemon_main; daemon_main()"
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", program, "--config", str(self.config)],
+                [
+                    *self.prefix,
+                    *(sys.executable, *self.warnings, "-c", program),
+                    *("--config", str(self.config)),
+                ],
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **self.environment},
             )
 
     def kill(self) -> None:

@@ -37,14 +37,13 @@ def correlation(values: NDArray[np.float64]) -> float:
     return float(away[:-1] @ away[1:]) / power if power > 0 else 0.0
 
 
-def long_enough(signal: NDArray[np.float64], *, since: int = 1) -> int | None:
+def long_enough(signal: NDArray[np.float64]) -> int | None:
     """Samples that a block needs, a power of two; `None` where there are too few to tell.
 
     Args:
         signal: one number a sample, of the old version's answer, in order.
-        since: the length so far: it only ever grows.
     """
-    length = since
+    length = 1
     while len(signal) // length >= LEAST_BLOCKS:
         found = means(signal, length)
         if correlation(found) <= _allowed(len(found)):

@@ -41,15 +41,11 @@ class Finding(Strict, frozen=True, kw_only=True):
     progress: float = 0.0
 
 
-def judge(samples: Samples, settings: CanarySection, *, block: int = 1) -> Finding:
-    """Decide from all samples so far.
-
-    Args:
-        block: what the last finding said: lengths only grow.
-    """
-    length = blocks.long_enough(samples.column("signal"), since=max(1, block))
+def judge(samples: Samples, settings: CanarySection) -> Finding:
+    """Decide from all samples so far."""
+    length = blocks.long_enough(samples.column("signal"))
     if length is None or len(samples) < settings.min_samples:
-        return Finding(decision="undecided", block=length or block)
+        return Finding(decision="undecided", block=length or 0)
     told = [
         (measure, *_shown(measure, values, length))
         for measure, values in _measured(samples, settings)

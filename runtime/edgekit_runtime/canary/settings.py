@@ -37,7 +37,9 @@ class CanarySection(Strict, frozen=True, kw_only=True):
         error_rate_bad: the same.
         tolerance: for models that give no scores of classes, an output agrees whose root mean
             square difference is at most this share of the old output's root mean square.
-        min_samples: no verdict before that many, but where the new engine crashes.
+        min_s: no verdict before that, but where the new engine crashes: what follows each other
+            within a scene says little of the next one, and a scene takes time.
+        min_samples: no verdict before that many, with the same exception.
         spacing_s: least time between two samples; what is nearer is too much alike to count.
         cpu_share: of one core, that the canary may take.
         queue_bytes: most bytes of inputs that wait to be compared; what comes then is not.
@@ -51,19 +53,20 @@ class CanarySection(Strict, frozen=True, kw_only=True):
     false_promotion: Rate = 0.05
     false_rollback: Rate = 0.01
     agreement_good: Inside = 0.9
-    agreement_bad: Inside = 0.75
+    agreement_bad: Inside = 0.8
     confidence_drop_good: Drop = 0.05
     confidence_drop_bad: Drop = 0.15
     latency_ratio_good: Ratio = 1.2
     latency_ratio_bad: Ratio = 1.5
     error_rate_good: Inside = 0.005
-    error_rate_bad: Inside = 0.05
+    error_rate_bad: Inside = 0.1
     tolerance: Annotated[float, msgspec.Meta(gt=0, le=10)] = 0.1
+    min_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 120.0
     min_samples: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 32
-    spacing_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0.1
+    spacing_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 0.5
     cpu_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.25
     queue_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 32)] = 8 << 20
-    limit_s: Annotated[float, msgspec.Meta(gt=0, le=30 * 86_400)] = 3600.0
+    limit_s: Annotated[float, msgspec.Meta(gt=0, le=30 * 86_400)] = 14_400.0
     idle_s: Annotated[float, msgspec.Meta(gt=0, le=30 * 86_400)] = 60.0
     on_timeout: OnTimeout = "roll_back"
 
@@ -73,3 +76,5 @@ class CanarySection(Strict, frozen=True, kw_only=True):
         for measure in ("confidence_drop", "latency_ratio", "error_rate"):
             if not getattr(self, f"{measure}_good") < getattr(self, f"{measure}_bad"):
                 raise ValueError(f"{measure}_good must be below {measure}_bad")
+        if not self.min_s < self.limit_s:
+            raise ValueError("min_s must be below limit_s")

@@ -40,7 +40,7 @@ _FREE_SHARE = 0.5
 RUN_LIMIT_S = 60.0
 MOST_SAMPLES = 20_000
 # All samples are judged anew each time: the more there are, the more come between two looks.
-_LOOK_SHARE = 50
+LOOK_SHARE = 20
 
 
 class Trial:
@@ -104,9 +104,11 @@ class Trial:
         return min(1.0, max(self._finding.progress, passed, 0.0))
 
     @property
-    def is_idle(self) -> bool:
-        """Whether neither version runs beside live requests at this moment."""
-        return self._running_since_s is None
+    def runs_new(self) -> bool:
+        """Whether the new version runs beside live requests at this moment."""
+        return (
+            self._running_since_s is not None and self._bench is not None and self._bench.runs_new
+        )
 
     def close(self) -> None:
         """Take no more live inputs and give back both sessions, after the run under way."""
@@ -120,7 +122,7 @@ class Trial:
         now_s = self._clock.monotonic()
         if self._has_hung():
             detail = f"a run has not ended within {RUN_LIMIT_S:g} s"
-            if self._bench is not None and self._bench.runs_new:
+            if self.runs_new:
                 self._end("roll_back", Reason.CANARY_CRASHED, detail)
             else:
                 self._end("undecided", None, f"{detail} in the version that serves")
@@ -228,14 +230,15 @@ class Trial:
                 self._samples.add(sample)
             # The first run of a session pays for what engines do once.
             is_warm = True
-            if len(self._samples) >= next_look:
+            is_early = started_s - self._since_s < self._settings.min_s
+            if len(self._samples) >= next_look and not is_early:
                 self._judge()
-                next_look = len(self._samples) + 1 + len(self._samples) // _LOOK_SHARE
+                next_look = later(len(self._samples))
             self._rest(self._clock.monotonic() - started_s)
 
     def _judge(self) -> None:
         settings = self._settings
-        self._finding = judge(self._samples, settings, block=self._finding.block)
+        self._finding = judge(self._samples, settings)
         if self._finding.decision != "undecided":
             verdict = conclude(self._samples, self._finding)
             self._give(replace(verdict, figures=self._figures(verdict.figures)))
@@ -243,6 +246,11 @@ class Trial:
     def _rest(self, spent_s: float) -> None:
         """Leave the core to others for as long as its share asks."""
         self._stop.wait(spent_s * (1 / self._settings.cpu_share - 1))
+
+
+def later(count: int) -> int:
+    """Samples at the next look, after one at so many."""
+    return count + 1 + count // LOOK_SHARE
 
 
 def _surface(served: Served) -> Surface:

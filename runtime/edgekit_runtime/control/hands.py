@@ -39,7 +39,7 @@ class Hands:
 
     Attributes:
         config: as it was read at start-up.
-        reread: reads the file again, raising `ConfigError`; `None` where there is no file.
+        reread: reads its file again, raising `ConfigError`; gives `None` where there is no file.
         boot: of this start.
         ring: the daemon's own log lines.
         models: what serves.
@@ -53,7 +53,7 @@ class Hands:
     """
 
     config: Config
-    reread: Callable[[], Config] | None
+    reread: Callable[[], Config | None]
     boot: str
     ring: LogRing
     models: Models

@@ -146,16 +146,16 @@ class Attempt:
                 raise Passing(f"the connection ended at {writer.position} of {size_bytes}")
             writer.put(chunk)
             self._progress(writer.held_bytes / size_bytes)
+            pause_s = self._owed_s(len(chunk))
+            if writer.position == size_bytes or not self._patience.is_open():
+                return
             rate = pulse.beat(len(chunk), now_s=self._patience.now_s())
             if rate is not None and not may_be_slow:
                 raise TooSlow(f"it sends {rate:.0f} bytes a second")
-            if not self._patience.is_open():
-                return
-            self._hold_back(len(chunk), pulse)
+            self._patience.pause(pause_s)
+            pulse.paused(pause_s)
 
-    def _hold_back(self, size_bytes: int, pulse: Pulse) -> None:
-        pause_s = 0.0
-        if self._bucket is not None:
-            pause_s = self._bucket.take(size_bytes, now_s=self._patience.now_s())
-        self._patience.pause(pause_s)
-        pulse.paused(pause_s)
+    def _owed_s(self, size_bytes: int) -> float:
+        if self._bucket is None:
+            return 0.0
+        return self._bucket.take(size_bytes, now_s=self._patience.now_s())

@@ -19,6 +19,8 @@ from edgekit_runtime.update import Reason, UpdateFailed
 
 log = logging.getLogger(__name__)
 
+_UNKNOWN = ""
+
 
 class Download:
     """The life of one download.
@@ -53,6 +55,9 @@ class Download:
         self._attempt = attempt
         self._patience = patience
         self._mirrors = Mirrors(urls, best=best, rng=rng)
+        # Who sent what is here; whatever was here before, nobody knows.
+        self._sources = {_UNKNOWN} if part.held_bytes() else set()
+        self._unmixed = False
 
     def run(self) -> None:
         """Fetch what is missing; the file is whole and the announced one when this returns.
@@ -66,38 +71,54 @@ class Download:
         asked: Mirror | None = None
         while not self._is_done(asked):
             self._patience.wait_for_window()
-            mirror = asked = self._mirrors.next(self._patience.now_s())
-            self._patience.pause(max(0.0, mirror.ready_s - self._patience.now_s()))
-            before = self._part.held_bytes()
-            try:
-                self._attempt.run(mirror.url, may_be_slow=not self._mirrors.has_others(mirror))
-            except UpdateFailed as e:
-                if e.reason is Reason.FETCH_TIMEOUT:
-                    raise
-                self._note(mirror, e)
-                self._mirrors.refused(mirror, e)
-            except Interrupted:
+            asked = self._mirrors.next(self._patience.now_s())
+            self._patience.pause(max(0.0, asked.ready_s - self._patience.now_s()))
+            self._ask(asked)
+
+    def _ask(self, mirror: Mirror) -> None:
+        where = address.origin(mirror.url)
+        if self._unmixed and self._sources - {where}:
+            self._clear()
+        before = self._part.held_bytes()
+        try:
+            self._attempt.run(mirror.url, may_be_slow=not self._mirrors.has_others(mirror))
+        except UpdateFailed as e:
+            if e.reason is Reason.FETCH_TIMEOUT:
                 raise
-            except (HTTPException, Passing, OSError) as e:
-                self._note(mirror, e)
-                self._may_pass(mirror, e, brought=self._part.held_bytes() - before)
-            else:
-                self.best = address.origin(mirror.url)
+            self._note(mirror, e)
+            self._mirrors.refused(mirror, e)
+        except Interrupted:
+            raise
+        except (HTTPException, Passing, OSError) as e:
+            self._note(mirror, e)
+            self._may_pass(mirror, e, brought=self._part.held_bytes() - before)
+        else:
+            self.best = where
+        if self._part.held_bytes() > before:
+            self._sources.add(where)
 
     def _is_done(self, mirror: Mirror | None) -> bool:
-        """Whether the file is here; one that is wrong is thrown away, and its mirror blamed."""
+        """Whether the file is here; one that is wrong is thrown away, and its mirror blamed.
+
+        Where several mirrors had a part in it, none of them is: from then on each has to give the
+        whole file, so that one that lies spoils nothing that the others give.
+        """
         if self._part.held_bytes() != self._part.size_bytes:
             return False
         if self._part.is_right():
             return True
-        self._part.clear()
-        if mirror is not None:
-            why = UpdateFailed(
-                Reason.WRONG_SHA256, f"{self._what}: the file is not the announced one"
-            )
+        why = UpdateFailed(Reason.WRONG_SHA256, f"{self._what}: the file is not the announced one")
+        if mirror is not None and self._sources == {address.origin(mirror.url)}:
             self._note(mirror, why)
             self._mirrors.wrong_file(mirror, why, now_s=self._patience.now_s())
+        else:
+            self._unmixed = True
+        self._clear()
         return False
+
+    def _clear(self) -> None:
+        self._part.clear()
+        self._sources.clear()
 
     def _may_pass(self, mirror: Mirror, error: Exception, *, brought: int) -> None:
         now_s = self._patience.now_s()

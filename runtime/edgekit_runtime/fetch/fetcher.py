@@ -41,7 +41,13 @@ Tell = Callable[[Reason, str], None]
 
 # What may be wrong with a delta alone; the bundle itself may still be had.
 _OF_THE_DELTA = frozenset(
-    {Reason.BAD_URL, Reason.FETCH_REFUSED, Reason.WRONG_SIZE, Reason.WRONG_SHA256}
+    {
+        Reason.BAD_URL,
+        Reason.FETCH_REFUSED,
+        Reason.FETCH_TIMEOUT,
+        Reason.WRONG_SIZE,
+        Reason.WRONG_SHA256,
+    }
 )
 # No limit of bandwidth lets a burst through that is longer than this.
 _BURST_S = 0.25
@@ -132,21 +138,22 @@ class Fetcher:
             Interrupted: `wait` said so.
             StorageError: the disk takes no more.
         """
-        patience = Patience(
-            wanted.url, limit_s=limit_s, window=self._window, clock=self._clock, wait=wait
-        )
-        urls = self._urls(wanted, target)
         part = self._part(self.part(wanted), wanted.size_bytes, wanted.sha256)
         short = None if part.is_begun else _shortest(target, base_digest, wanted.size_bytes)
         if (
             short is not None
             and base is not None
             and self._fits(short.size_bytes, wanted, frees_bytes=frees_bytes)
-            and self._rebuild(part, base, short, patience, progress=progress, tell=tell)
         ):
-            return part.path
+            # Half of the time: a repository that holds back nothing but deltas is waited out.
+            patience = self._patience(short.path, limit_s / 2, wait)
+            if self._rebuild(part, base, short, patience, progress=progress, tell=tell):
+                return part.path
+            limit_s = limit_s / 2 + patience.left_s()
         missing = wanted.size_bytes - part.held_bytes()
         self._check_room(missing, wanted, rebuilt=0, frees_bytes=frees_bytes)
+        urls = self._urls(wanted, target)
+        patience = self._patience(wanted.url, limit_s, wait)
         self._download(part, wanted.url, urls, patience, progress)
         return part.path
 
@@ -194,6 +201,10 @@ class Fetcher:
             return False
         part.finish()
         patch.delete()
+        log.info(
+            "bundle rebuilt from a delta",
+            extra={"delta": short.path, "fetched_bytes": short.size_bytes, "of": part.size_bytes},
+        )
         return True
 
     def _download(
@@ -225,6 +236,9 @@ class Fetcher:
             download.run()
         finally:
             self._best = download.best
+
+    def _patience(self, what: str, limit_s: float, wait: Wait) -> Patience:
+        return Patience(what, limit_s=limit_s, window=self._window, clock=self._clock, wait=wait)
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:

@@ -44,6 +44,10 @@ class Patience:
         self._wait = wait
         self._deadline_s = clock.monotonic() + limit_s
 
+    def left_s(self) -> float:
+        """Seconds that the download still has."""
+        return max(0.0, self._deadline_s - self._clock.monotonic())
+
     def now_s(self) -> float:
         """Seconds of the clock that deadlines are measured with."""
         return self._clock.monotonic()
@@ -52,12 +56,8 @@ class Patience:
         """The wall clock."""
         return self._clock.now_ms()
 
-    def check(self) -> None:
-        """Raise `UpdateFailed` when the time is over, `Interrupted` when asked to end."""
-        self.pause(0.0)
-
     def pause(self, seconds: float) -> None:
-        """Wait, where the time lasts that long; raises as `check` does."""
+        """Wait; raises `UpdateFailed` where the time is over, `Interrupted` when asked to end."""
         if self._clock.monotonic() + seconds >= self._deadline_s:
             raise UpdateFailed(
                 Reason.FETCH_TIMEOUT,

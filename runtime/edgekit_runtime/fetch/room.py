@@ -40,7 +40,7 @@ def check(folder: Path, need: Need) -> None:
         UpdateFailed: `no_room`, with the figures.
         StorageError: the folder cannot be asked.
     """
-    free = free_bytes(folder)
+    free = _free_bytes(folder)
     if free < need.total:
         raise UpdateFailed(
             Reason.NO_ROOM,
@@ -50,8 +50,7 @@ def check(folder: Path, need: Need) -> None:
         )
 
 
-def free_bytes(folder: Path) -> int:
-    """Bytes that this process may still write in a folder."""
+def _free_bytes(folder: Path) -> int:
     try:
         return shutil.disk_usage(folder).free
     except OSError as e:

@@ -27,10 +27,6 @@ class Window(NamedTuple):
         opens, _, closes = text.partition("-")
         return cls(_seconds(opens), _seconds(closes))
 
-    def is_open(self, second: float) -> bool:
-        """Whether downloads may go on at this second of the day."""
-        return self.opens_in_s(second) == 0.0
-
     def opens_in_s(self, second: float) -> float:
         """Seconds until downloads may go on; 0 while they may."""
         length_s = (self.closes_s - self.opens_s) % DAY_S or DAY_S

@@ -29,7 +29,9 @@ from edgekit_runtime.identity.identity import (
 from edgekit_runtime.identity.office import Office
 
 
-def enroll(folder: Path, token: Token, *, coordinator: str, name: str | None, clock: Clock) -> Identity:
+def enroll(
+    folder: Path, token: Token, *, coordinator: str, name: str | None, clock: Clock
+) -> Identity:
     """Get an identity and put it in `folder`; one that is there is replaced.
 
     Args:

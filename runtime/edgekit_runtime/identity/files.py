@@ -79,8 +79,8 @@ def tidy(folder: Path) -> None:
 
 
 def drop_pending(folder: Path) -> None:
-    """Remove keys that waited for a certificate that came."""
-    for path in folder.parent.glob(f".{folder.name}.pending-*"):
+    """Remove keys that waited for a certificate that came; those cut off in writing too."""
+    for path in folder.parent.glob(f".*{folder.name}.pending-*"):
         path.unlink(missing_ok=True)
 
 

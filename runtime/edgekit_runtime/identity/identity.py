@@ -7,17 +7,13 @@ the certificate's, the authority issued it, and it names the device of `fleet.js
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from pathlib import Path
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from edgekit import enrolment
+from edgekit import certificates, enrolment
 from edgekit.enrolment import DeviceFacts
 from edgekit.errors import ConfigError, MessageError
 from edgekit.link import Tls
@@ -43,9 +39,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         root: the `root.json` of its first trust.
         starts_at_ms: begin of its certificate's validity, milliseconds since 1970 UTC.
         expires_at_ms: the end of it.
-        client_id: for the broker. A broker that cannot bind client ids to certificates ends one
-            session for another of the same id; so the id has a part that follows from the key and
-            that nobody else knows.
+        client_id: for the broker; a secret, see `edgekit.enrolment.client_id`.
     """
 
     folder: Path
@@ -80,12 +74,11 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         """
         facts = _facts(folder / FACTS)
         key = SigningKey.read(folder / KEY)
-        certificate = read_certificate(folder / CERTIFICATE)
-        authority = read_certificate(folder / AUTHORITY)
+        certificate = certificates.read(folder / CERTIFICATE, hint=_HINT)
+        authority = certificates.read(folder / AUTHORITY, hint=_HINT)
         _check(certificate, key, authority, facts, folder)
         if not (folder / ROOT).is_file():
             raise ConfigError(f"{folder / ROOT} is missing", hint=_HINT)
-        secret = hmac.new(key.pem(), b"edgekit client id", hashlib.sha256).hexdigest()[:16]
         return cls(
             folder=folder,
             site=facts.site,
@@ -99,35 +92,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
             root=folder / ROOT,
             starts_at_ms=_milliseconds(certificate.not_valid_before_utc.timestamp()),
             expires_at_ms=_milliseconds(certificate.not_valid_after_utc.timestamp()),
-            client_id=f"{facts.site}-{facts.device}-{secret}",
+            client_id=enrolment.client_id(f"{facts.site}-{facts.device}", key),
         )
-
-
-def read_certificate(path: Path) -> x509.Certificate:
-    """A certificate in PEM, raising `ConfigError` where there is none."""
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except OSError as e:
-        raise ConfigError(f"certificate {path} cannot be read: {e.strerror}", hint=_HINT) from e
-    except ValueError as e:
-        raise ConfigError(f"{path} is not a certificate in PEM", hint=_HINT) from e
-
-
-def key_of(certificate: x509.Certificate) -> PublicKey | None:
-    """The certificate's key, or `None` where it is not P-256."""
-    key = certificate.public_key()
-    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
-        return PublicKey(key)
-    return None
-
-
-def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    """Whether `authority` signed `certificate`; says nothing of its time."""
-    try:
-        certificate.verify_directly_issued_by(authority)
-    except (InvalidSignature, ValueError, TypeError):
-        return False
-    return True
 
 
 def named(certificate: x509.Certificate) -> tuple[str, str]:
@@ -157,10 +123,10 @@ def _check(
     facts: DeviceFacts,
     folder: Path,
 ) -> None:
-    held = key_of(certificate)
+    held = certificates.key_of(certificate)
     if held is None or held.id != key.public.id:
         raise ConfigError(f"{folder}: {KEY} is not the key of {CERTIFICATE}", hint=_HINT)
-    if not issued_by(certificate, authority):
+    if not certificates.is_issued_by(certificate, authority):
         raise ConfigError(f"{folder}: {AUTHORITY} did not issue {CERTIFICATE}", hint=_HINT)
     if named(certificate) != (facts.site, facts.device):
         raise ConfigError(f"{folder}: {CERTIFICATE} names another device", hint=_HINT)

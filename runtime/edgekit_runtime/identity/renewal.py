@@ -16,7 +16,7 @@ from random import Random
 import msgspec
 from cryptography import x509
 
-from edgekit import enrolment, envelope
+from edgekit import certificates, enrolment, envelope
 from edgekit.clock import Clock
 from edgekit.enrolment import RenewalAsk, RenewalRequest, Renewed
 from edgekit.errors import EdgekitError, MessageError, UntrustedError
@@ -31,9 +31,6 @@ from edgekit_runtime.identity.identity import (
     RELEASE,
     ROOT,
     Identity,
-    issued_by,
-    key_of,
-    read_certificate,
 )
 from edgekit_runtime.identity.office import Office
 from edgekit_runtime.telemetry import Events
@@ -146,7 +143,7 @@ def renew(identity: Identity, *, clock: Clock) -> None:
         StorageError: the folder cannot be written.
     """
     folder = identity.folder
-    present = read_certificate(folder / CERTIFICATE)
+    present = certificates.read(folder / CERTIFICATE)
     key = files.pending_key(folder, f"{present.serial_number:x}")
     ask = msgspec.json.encode(RenewalAsk(csr=enrolment.request_for(key)))
     request = RenewalRequest(
@@ -156,7 +153,7 @@ def renew(identity: Identity, *, clock: Clock) -> None:
     office = Office(identity.coordinator, clock)
     raw = office.post(enrolment.RENEW_PATH, msgspec.json.encode(request))
     made = enrolment.decode(raw, Renewed, limit_bytes=enrolment.MAX_ANSWER_BYTES).certificate
-    check_renewed(made, key.public, present, read_certificate(folder / AUTHORITY))
+    check_renewed(made, key.public, present, certificates.read(folder / AUTHORITY))
     kept = (AUTHORITY, CONTROL, RELEASE, ROOT, FACTS)
     content = {name: (folder / name).read_bytes() for name in kept}
     content |= {KEY: key.pem(), CERTIFICATE: made.encode()}
@@ -174,14 +171,13 @@ def check_renewed(
         UntrustedError: it is for another key or subject, of another authority, or no longer valid
             than the present one.
     """
-    try:
-        made = x509.load_pem_x509_certificate(text.encode())
-        held = key_of(made)
-    except ValueError as e:
-        raise MessageError("the coordinator answered with something else than a certificate") from e
+    made = certificates.decode(text)
+    if made is None:
+        raise MessageError("the coordinator answered with something else than a certificate")
+    held = certificates.key_of(made)
     if held is None or held.id != key.id or made.subject != present.subject:
         raise UntrustedError("the coordinator answered with somebody else's certificate")
-    if not issued_by(made, authority):
+    if not certificates.is_issued_by(made, authority):
         raise UntrustedError("the coordinator answered with another authority's certificate")
     if made.not_valid_after_utc <= present.not_valid_after_utc:
         raise UntrustedError("the coordinator answered with a certificate that ends no later")

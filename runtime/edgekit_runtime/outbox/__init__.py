@@ -28,7 +28,7 @@ from typing import TypeVar
 import msgspec
 
 from edgekit import messages
-from edgekit.clock import Clock, SystemClock
+from edgekit.clock import Clock
 from edgekit.messages import IMPORTANCES, Event, OutboxFigures, Telemetry
 from edgekit_runtime.outbox.allowance import Allowance
 from edgekit_runtime.outbox.entry import KINDS, Entry, Kind, Limits, Loss, Pending, rank_of
@@ -50,9 +50,12 @@ TAIL_ROWS = 64
 TAIL_BYTES = 64 << 10
 STUCK_ROWS = 1000
 STUCK_BYTES = 1 << 20
+# What a full disk makes the file give up for what matters more: first a page, then more of them.
+FREE_BYTES = (4 << 10, 16 << 10, 64 << 10)
+# Sending adds digits to what was stored, and a payload has its limit.
+LONGEST_BYTES = messages.MAX_PAYLOAD_BYTES - 1024
 # While the disk takes nothing, it is tried again this often.
 RETRY_S = 60.0
-DEFAULT_AGE_S = 14 * 86_400.0
 
 
 class Outbox:
@@ -74,11 +77,11 @@ class Outbox:
         boot: str,
         max_rows: int,
         max_bytes: int,
-        max_age_s: float = DEFAULT_AGE_S,
-        clock: Clock | None = None,
+        max_age_s: float,
+        clock: Clock,
     ) -> None:
         self._boot = boot
-        self._clock = clock or SystemClock()
+        self._clock = clock
         self._lock = threading.Lock()
         self._file = File(path)
         # What the tail may hold beside the file is not the file's: together they keep the limits.
@@ -113,7 +116,7 @@ class Outbox:
         with self._lock:
             message = make_payload(self._seq + 1)
             payload, rank = messages.encode(message), rank_of(message)
-            if len(payload) > min(self._limits.size_bytes, messages.MAX_PAYLOAD_BYTES):
+            if len(payload) > min(self._limits.size_bytes, LONGEST_BYTES):
                 self._lost.note(rank, len(payload))
                 return False
             self._seq += 1
@@ -192,19 +195,31 @@ class Outbox:
     def _store(self, entries: Sequence[Entry]) -> list[Entry] | None:
         """Write entries; those that stay, or `None` where the disk took nothing.
 
-        Where it is full, rows make room within the file: at least twice what comes.
+        Where it is full, what matters less makes room within the file, as little as will do.
         """
-        coming = sum(len(entry.payload) for entry in entries)
-        cramped = self._limits._replace(size_bytes=max(0, self._file.size_bytes - coming))
-        for limits in (self._limits, cramped):
-            try:
-                kept, loss = self._file.store(entries, limits=limits, lived_ms=self._lived_ms())
-            except sqlite3.DatabaseError as e:
-                self._failed(e)
-                continue
-            self._note(loss)
-            return kept
+        found: list[Entry] | sqlite3.Error = []
+        for free_bytes in (0, *FREE_BYTES):
+            found = self._try_store(entries, free_bytes=free_bytes)
+            if not isinstance(found, sqlite3.Error):
+                return found
+        log.warning("outbox cannot be written now", extra={"error": str(found)})
         return None
+
+    def _try_store(
+        self, entries: Sequence[Entry], *, free_bytes: int
+    ) -> list[Entry] | sqlite3.Error:
+        try:
+            kept, loss = self._file.store(
+                entries, limits=self._limits, lived_ms=self._lived_ms(), free_bytes=free_bytes
+            )
+        except sqlite3.OperationalError as e:
+            self._file.restart_log()
+            return e
+        except sqlite3.DatabaseError as e:
+            self._begin_anew(e)
+            return e
+        self._note(loss)
+        return kept
 
     def _note(self, loss: Loss) -> None:
         for rank, (count, size) in loss.items():
@@ -237,15 +252,12 @@ class Outbox:
         """Run `work`; a disk that cannot be used gives `otherwise`."""
         try:
             return work()
+        except sqlite3.OperationalError as e:
+            log.warning("outbox cannot be used now", extra={"error": str(e)})
         except sqlite3.DatabaseError as e:
-            self._failed(e)
+            self._begin_anew(e)
         return otherwise
 
-    def _failed(self, error: sqlite3.DatabaseError) -> None:
-        """Make the next attempt more likely to work; a damaged file is begun anew."""
-        if isinstance(error, sqlite3.OperationalError):
-            log.warning("outbox cannot be used now", extra={"error": str(error)})
-            self._file.restart_log()
-        else:
-            log.error("outbox is damaged, begun anew", extra={"error": str(error)})
-            self._file.begin_anew()
+    def _begin_anew(self, error: sqlite3.DatabaseError) -> None:
+        log.error("outbox is damaged, begun anew", extra={"error": str(error)})
+        self._file.begin_anew()

@@ -55,6 +55,7 @@ _DELETE_ACKED = (
     " WHERE a.boot = messages.boot AND a.seq >= messages.seq)"
 )
 _DELETE_OLDER = "DELETE FROM messages WHERE lived_ms < ? RETURNING rank, length(payload)"
+_OLDEST = "SELECT position, length(payload) FROM messages WHERE rank = ? ORDER BY position LIMIT ?"
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
@@ -91,11 +92,15 @@ class File:
         )
 
     def store(
-        self, entries: Sequence[Entry], *, limits: Limits, lived_ms: int
+        self, entries: Sequence[Entry], *, limits: Limits, lived_ms: int, free_bytes: int = 0
     ) -> tuple[list[Entry], Loss]:
         """Add rows; delete what is acknowledged, too old, or least important beyond the limits.
 
         All in one transaction. Entries are within the limits too: those that stay are returned.
+
+        Args:
+            free_bytes: of payloads that matter less than the entries, to be deleted for the room
+                that they take in the file.
         """
         loss = Loss()
         oldest_ms = lived_ms - limits.age_ms
@@ -106,6 +111,7 @@ class File:
             rows, size_bytes = self.rows - loss.count, self.size_bytes - loss.size_bytes
             fresh = [entry for entry in entries if entry.lived_ms >= oldest_ms]
             kept, gone = self._make_room(fresh, rows, size_bytes, limits)
+            self._free(free_bytes, below=max((entry.rank for entry in kept), default=0), loss=gone)
             self._db.executemany(_INSERT, kept)
             self._db.execute("DELETE FROM temp.acked")
         for entry in set(entries).difference(fresh):
@@ -177,26 +183,27 @@ class File:
         left = sorted(entries, key=lambda entry: (entry.rank, entry.position))
         for rank in range(len(IMPORTANCES)):
             while rows > loss.count or size_bytes > loss.size_bytes:
-                found = self._oldest(rank, max(1, min(rows - loss.count, _AT_ONCE)))
-                if found:
-                    self._db.executemany(
-                        "DELETE FROM messages WHERE position = ?", [(one[0],) for one in found]
-                    )
-                elif left and left[0].rank == rank:
-                    found = [(left[0].position, len(left.pop(0).payload))]
-                else:
+                if self._give_up(rank, min(rows - loss.count, _AT_ONCE), loss):
+                    continue
+                if not left or left[0].rank != rank:
                     break
-                for _, length in found:
-                    loss.note(rank, length)
+                loss.note(rank, len(left.pop(0).payload))
         return sorted(left), loss
 
-    def _oldest(self, rank: int, limit: int) -> list[tuple[int, int]]:
-        """Position and size of the oldest rows of a rank."""
-        query = (
-            "SELECT position, length(payload) FROM messages WHERE rank = ?"
-            " ORDER BY position LIMIT ?"
-        )
-        return self._db.execute(query, (rank, limit)).fetchall()
+    def _free(self, size_bytes: int, *, below: int, loss: Loss) -> None:
+        """Delete the oldest of what matters less, or is telemetry, until so much is free."""
+        aim = loss.size_bytes + size_bytes
+        for rank in range(max(1, below)):
+            while loss.size_bytes < aim and self._give_up(rank, 1, loss):
+                pass
+
+    def _give_up(self, rank: int, count: int, loss: Loss) -> bool:
+        """Delete the oldest rows of a rank, at least one; whether there was any."""
+        found = self._db.execute(_OLDEST, (rank, max(1, count))).fetchall()
+        for position, size_bytes in found:
+            self._db.execute("DELETE FROM messages WHERE position = ?", (position,))
+            loss.note(rank, size_bytes)
+        return bool(found)
 
     def _pair(self, query: str, *values: str | int) -> tuple[int, int]:
         first, second = self._db.execute(query, values).fetchone()

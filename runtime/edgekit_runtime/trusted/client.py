@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from tuf.api.exceptions import BadVersionNumberError, RepositoryError
+from tuf.api.exceptions import BadVersionNumberError, ExpiredMetadataError, RepositoryError
 from tuf.api.metadata import TargetFile, Timestamp
 from tuf.ngclient import Updater, UpdaterConfig
 from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
@@ -86,6 +86,7 @@ class Client:
         self._root = root
         self._state = state
         self._fetcher = fetcher
+        self._wall = wall
         self.proven = proven.read(state)
         self.reference = max(wall, self._proven_at)
 
@@ -101,7 +102,14 @@ class Client:
         known = self.proven
         while True:
             updater = self._updater()
-            updater.refresh()
+            try:
+                updater.refresh()
+            except ExpiredMetadataError:
+                if self.reference == self._wall or _keys(updater.trusted) == self.proven.keys:
+                    raise
+                # By a time that was proven with a key that a new root has taken away.
+                self.reference = self._wall
+                continue
             seen = _seen(updater.trusted)
             if (older := self.proven.older(seen)) is not None:
                 raise BadVersionNumberError(older)
@@ -147,15 +155,20 @@ class Client:
 
 
 def _seen(trusted: TrustedMetadataSet) -> Proven:
-    root, timestamp = trusted.root, trusted.timestamp
+    timestamp = trusted.timestamp
     signed_at: Any = timestamp.unrecognized_fields.get(SIGNED_AT, 0)
     return Proven(
         at_ms=signed_at if isinstance(signed_at, int) and 0 < signed_at < 1 << 45 else 0,
-        root=root.version,
+        root=trusted.root.version,
         timestamp=timestamp.version,
         snapshot=trusted.snapshot.version,
-        keys=tuple(sorted(root.roles[Timestamp.type].keyids)),
+        keys=_keys(trusted),
     )
+
+
+def _keys(trusted: TrustedMetadataSet) -> tuple[str, ...]:
+    """Ids of the keys that may sign timestamps."""
+    return tuple(sorted(trusted.root.roles[Timestamp.type].keyids))
 
 
 def _signed(trusted: TrustedMetadataSet, file: TargetFile) -> Signed:

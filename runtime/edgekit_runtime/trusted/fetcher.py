@@ -73,6 +73,8 @@ class Fetcher(FetcherInterface):
             # `read1` ends without a word where the other side hung up.
             if response.length:
                 raise DownloadError(f"{url}: the connection ended {response.length} bytes early")
+            # Only then does the connection take another request.
+            response.close()
             is_whole = True
         except (OSError, HTTPException) as e:
             raise DownloadError(f"{url}: {str(e) or type(e).__name__}") from e

@@ -31,8 +31,8 @@ from edgekit_runtime.trusted.target import (
 from edgekit_runtime.update import Reason, UpdateFailed, disk_reason
 
 LIMIT_S = 120.0
-# What a child reserves, libraries included; it holds a tenth of it (docs/repository.md).
-LIMIT_BYTES = 512 << 20
+# What a child may reserve, libraries included: five times what it does (docs/repository.md).
+LIMIT_BYTES = 256 << 20
 _GRACE_S = 5.0
 _POLL_S = 0.1
 _TOLD_CHARS = 300
@@ -92,16 +92,7 @@ class Repository:
             limit_s=self._limit_s,
             limit_bytes=LIMIT_BYTES,
         )
-        answer = self._ask(request, cancelled)
-        if isinstance(answer, Failed):
-            raise UpdateFailed(Reason(answer.reason), answer.detail)
-        if isinstance(answer, Passing):
-            raise LinkError(answer.detail)
-        if isinstance(answer, Disk):
-            error = StorageError(answer.detail)
-            error.__cause__ = OSError(answer.errno, answer.detail)
-            raise UpdateFailed(disk_reason(error), answer.detail) from error
-        return answer.target
+        return outcome(self._ask(request, cancelled))
 
     def _ask(self, request: Request, cancelled: Callable[[], bool]) -> Answer:
         code, said, complaint = self._run(encode(request), cancelled)
@@ -141,6 +132,19 @@ class Repository:
             finally:
                 child.kill()
         raise LinkError(f"the repository was not read within {self._limit_s:g} s")
+
+
+def outcome(answer: Answer) -> Target:
+    """The target of an answer, or what it says is in the way, raised as `find` does."""
+    if isinstance(answer, Failed):
+        raise UpdateFailed(Reason(answer.reason), answer.detail)
+    if isinstance(answer, Passing):
+        raise LinkError(answer.detail)
+    if isinstance(answer, Disk):
+        error = StorageError(answer.detail)
+        error.__cause__ = OSError(answer.errno, answer.detail)
+        raise UpdateFailed(disk_reason(error), answer.detail) from error
+    return answer.target
 
 
 def agree(target: Target, wanted: Wanted) -> None:

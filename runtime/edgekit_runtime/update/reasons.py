@@ -15,6 +15,7 @@ class Reason(Enum):
     """Why an update failed or was rolled back; `MEANING` says it in a line."""
 
     BAD_URL = "bad_url"
+    REPOSITORY_UNREACHABLE = "repository_unreachable"
     REPOSITORY_UNTRUSTED = "repository_untrusted"
     REPOSITORY_STALE = "repository_stale"
     REPOSITORY_REFUSED = "repository_refused"
@@ -60,6 +61,7 @@ class Reason(Enum):
 
 MEANING: Mapping[Reason, str] = {
     Reason.BAD_URL: "the bundle's address is not http or https",
+    Reason.REPOSITORY_UNREACHABLE: "the repository does not answer, or with an error of its own",
     Reason.REPOSITORY_UNTRUSTED: "the repository's metadata is not signed by the keys of its root",
     Reason.REPOSITORY_STALE: "the repository's metadata has expired, or is older than one seen",
     Reason.REPOSITORY_REFUSED: "the repository answers with what no repository of a fleet answers",

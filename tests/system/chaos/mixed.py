@@ -16,9 +16,10 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -108,7 +109,7 @@ class Fleet:
             desired = messages.encode(Desired(serial=1, models={MODEL: wanted}))
             self.listener.tell(topics.device(SITE, daemon.device, topics.DESIRED), desired)
         for daemon in self.daemons:
-            wait_for(lambda daemon=daemon: daemon.versions(MODEL), "a model that serves")
+            wait_for(partial(daemon.versions, MODEL), "a model that serves")
         self._asking.start()
 
     def kill(self, victim: Victim, rng: Random) -> None:
@@ -141,9 +142,7 @@ class Fleet:
             daemon.set_interval(3600.0)
             daemon.start()
         for daemon in self.daemons:
-            wait_for(
-                lambda d=daemon: _is_empty(d.state), "empty outboxes", timeout_s=_DRAIN_LIMIT_S
-            )
+            wait_for(partial(_is_empty, daemon.state), "no message", timeout_s=_DRAIN_LIMIT_S)
         for daemon in self.daemons:
             daemon.stop()
 
@@ -162,12 +161,13 @@ class Fleet:
         rows = self._rows("SELECT device, boot, seq, leaf, payload FROM messages")
         keys = [(device, boot, seq) for device, boot, seq, _, _ in rows]
         stored = set(keys)
-        boots = {(device, boot) for device, boot, _ in stored}
-        highest = {boot: max(seq for *b, seq in stored if tuple(b) == boot) for boot in boots}
+        highest: dict[tuple[str, str], int] = {}
+        for device, boot, seq in keys:
+            highest[device, boot] = max(seq, highest.get((device, boot), 0))
         acknowledged = self.listener.acknowledged()
         return Outcome(
             killed=killed,
-            boots=len(boots),
+            boots=len(highest),
             messages=len(rows),
             acknowledged=sum(acknowledged.values()),
             lost=sum(
@@ -199,7 +199,7 @@ class Fleet:
     def _number(self, query: str) -> int:
         return int(self._rows(query)[0][0])
 
-    def _rows(self, query: str) -> list[tuple[object, ...]]:
+    def _rows(self, query: str) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True, timeout=30)) as db:
             return db.execute(query).fetchall()
 

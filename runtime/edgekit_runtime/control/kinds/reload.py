@@ -24,9 +24,9 @@ def run(args: Reload, hands: Hands, _: Wait) -> dict[str, Any]:
     """For a model its `version`; for the configuration what is `applied`, and what is `waiting`."""
     if args.model is not None:
         return _model(args.model, hands)
-    if hands.reread is None:
-        raise ConfigError("this daemon was given no configuration file")
     new = hands.reread()
+    if new is None:
+        raise ConfigError("this daemon was given no configuration file")
     changed = differences(hands.config, new)
     applied: list[str] = []
     if new.fleet is not None and set_interval.kept_s(hands) is None:

@@ -1,0 +1,99 @@
+"""The whole way of an enrolled device: a token, a certificate, a signed wish, a signed bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from edgekit import envelope, messages, topics
+from edgekit.link import Broker, MqttLink
+from edgekit.messages import Desired, Wanted
+from edgekit.signing import SigningKey
+from tests.system.daemons import EdgeDaemon, wait_for
+from tests.system.enrolled import DEVICE, NAME, SITE, Fleet, fleet
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with fleet(tmp_path_factory.mktemp("fleet")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def device(running: Fleet) -> Iterator[EdgeDaemon]:
+    made = running.device()
+    running.publish("1.0.0", seed=1)
+    made.start()
+    try:
+        running.rollout("1.0.0")
+        wait_for(lambda: made.versions("tiny") == ["1.0.0"], "the first version")
+        wait_for(lambda: running.state().get("state") == "confirmed", "its confirmation")
+        yield made
+    finally:
+        assert made.stop() == 0
+    assert "Traceback" not in made.log
+
+
+def test_an_enrolled_device_serves_what_its_fleet_signed(
+    running: Fleet, device: EdgeDaemon
+) -> None:
+    assert running.state()["version"] == "1.0.0"
+    assert (device.state / "identity" / "device.key").stat().st_mode & 0o077 == 0
+
+
+def test_the_next_version_comes_as_a_delta(running: Fleet, device: EdgeDaemon) -> None:
+    running.publish("1.1.0", seed=1, large=False)
+    running.rollout("1.1.0")
+
+    wait_for(lambda: device.versions("tiny") == ["1.1.0"], "the second version")
+    assert "bundle rebuilt from a delta" in device.log
+
+
+def test_a_wish_that_the_fleet_did_not_sign_is_dropped(running: Fleet, device: EdgeDaemon) -> None:
+    """Whoever holds the broker, even with the coordinator's certificate, cannot wish."""
+    before = device.versions("tiny")
+    wish = Desired(
+        serial=1000,
+        device=NAME,
+        models={
+            "tiny": Wanted(
+                version="9.9.9",
+                digest="sha256:" + "1" * 64,
+                url="tiny/9.9.9/generic-x86_64.edge",
+                sha256="1" * 64,
+                size_bytes=10,
+            )
+        },
+    )
+    plain = messages.encode(wish)
+    stranger = envelope.sign(plain, kind=envelope.DESIRED, key=SigningKey.generate())
+    control = SigningKey.read(running.folder.control_key)
+    other = messages.encode(Desired(serial=1000, device=f"{SITE}/another", models=wish.models))
+    for_another = envelope.sign(other, kind=envelope.DESIRED, key=control)
+    as_command = envelope.sign(plain, kind=envelope.COMMAND, key=control)
+
+    for payload in (plain, stranger, for_another, as_command):
+        dropped = device.log.count("message dropped")
+        _say_as_coordinator(running, payload)
+        wait_for(lambda: device.log.count("message dropped") > dropped, "the wish to be dropped")  # noqa: B023
+
+    assert device.versions("tiny") == before
+    assert running.state()["state"] == "confirmed"
+
+
+def _say_as_coordinator(running: Fleet, payload: bytes) -> None:
+    link = MqttLink(
+        Broker("127.0.0.1", running.port, tls=True),
+        client_id="another-coordinator",
+        filters=[],
+        on_message=lambda *_: None,
+        on_connect=lambda: None,
+        tls=running.folder.client_tls,
+    )
+    link.start()
+    wait_for(lambda: link.connected, "the link")
+    assert link.publish(topics.device(SITE, DEVICE, topics.DESIRED), payload)
+    link.close()
