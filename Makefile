@@ -9,7 +9,7 @@ BOARD_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/py
 SOURCES := $(shell git ls-files edgekit runtime converters device_profiles 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-torch toolchains perf-analyzer fuzz protocol check lint types layers bench system-deps clean
+.PHONY: help demo test test-fast test-torch toolchains perf-analyzer fuzz protocol check lint types layers bench deb deb-test system-deps clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,8 +55,14 @@ protocol: ## Make the messages of gRPC anew from the protocol's description.
 	cd runtime/edgekit_runtime/serving/grpc && uv run --no-project --with grpcio-tools==1.85.1 \
 	  python -m grpc_tools.protoc -I proto --descriptor_set_out=inference.binpb --pyi_out=. inference.proto
 
+deb: .venv/ready ## Make a Debian package for bookworm in dist/ (DEB_ARCH=amd64 or arm64).
+	packaging/deb/build.sh $(or $(DEB_ARCH),$(shell dpkg --print-architecture)) dist
+
+deb-test: deb ## Install the package in a clean Debian root, serve from it, purge it (as root).
+	packaging/deb/test.sh dist $(BIN)/pytest
+
 system-deps: ## Install the Debian packages that some tests want.
-	apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients openssh-server qemu-user-static gcc libc6-dev
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients openssh-server qemu-user-static gcc libc6-dev systemd debootstrap
 
 clean: ## Remove what the targets above made.
 	rm -rf .venv .venv-board .venv-signing .venv-torch dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

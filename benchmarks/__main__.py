@@ -31,6 +31,9 @@ SCRIPTS = (
     "serving.peers.compare",
     "serving.drift",
     "device.daemon",
+    "device.delta",
+    "device.canary",
+    "device.tuf_refresh",
     "fleet.ingest",
 )
 

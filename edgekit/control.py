@@ -39,6 +39,8 @@ _RESULT = re.compile(r"cmd/([a-z0-9-]{1,63})/result\Z")
 MAX_OUTPUT_BYTES = 160 << 10
 # Larger ones are compressed. Below it a dashboard, or a person, reads the payload as it is.
 PLAIN_OUTPUT_BYTES = 4 << 10
+# Deeper than any of ours; who stores or shows an output does so by recursion.
+MAX_OUTPUT_DEPTH = 32
 MAX_TTL_S = 30 * 86_400.0
 
 # Why a command did not come to be done.
@@ -240,17 +242,10 @@ def output_of(result: CommandResult, *, topic: str) -> dict[str, Any] | None:
 
     However much a stream claims to hold, no more than `MAX_OUTPUT_BYTES` of it are unpacked.
     """
-    if result.packed is None:
-        return result.output
-    try:
-        stream = zlib.decompressobj()
-        squeezed = base64.b64decode(result.packed, validate=True)
-        raw = stream.decompress(squeezed, MAX_OUTPUT_BYTES + 1)
-        if not stream.eof or len(raw) > MAX_OUTPUT_BYTES:
-            raise MessageError(f"{topic}: packed holds more than {MAX_OUTPUT_BYTES} bytes, or less")
-        return msgspec.json.decode(raw, type=dict[str, Any])
-    except (binascii.Error, zlib.error, msgspec.MsgspecError, ValueError, RecursionError) as e:
-        raise MessageError(f"{topic}: packed is not a zlib stream of JSON: {e}") from e
+    output = result.output if result.packed is None else _unpacked(result.packed, topic)
+    if _is_deeper(output, MAX_OUTPUT_DEPTH):
+        raise MessageError(f"{topic}: the output is nested deeper than {MAX_OUTPUT_DEPTH}")
+    return output
 
 
 def command_leaf(command_id: str) -> str:
@@ -273,6 +268,32 @@ def result_id(leaf: str) -> str | None:
     """The id in a leaf `cmd/{id}/result`; `None` for another leaf."""
     found = _RESULT.match(leaf)
     return found[1] if found else None
+
+
+def _unpacked(packed: str, topic: str) -> dict[str, Any]:
+    try:
+        stream = zlib.decompressobj()
+        squeezed = base64.b64decode(packed, validate=True)
+        raw = stream.decompress(squeezed, MAX_OUTPUT_BYTES + 1)
+        if not stream.eof or len(raw) > MAX_OUTPUT_BYTES:
+            raise MessageError(f"{topic}: packed holds more than {MAX_OUTPUT_BYTES} bytes, or less")
+        return msgspec.json.decode(raw, type=dict[str, Any])
+    except (binascii.Error, zlib.error, msgspec.MsgspecError, ValueError, RecursionError) as e:
+        raise MessageError(f"{topic}: packed is not a zlib stream of JSON: {e}") from e
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True
 
 
 class _Key(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 """How often a canary is wrong, how long it takes, and what it costs live requests.
 
-    python -m benchmarks.device.canary [--trials 200] [--seed 5] [--json FILE] [--rates-only]
+    python -m benchmarks.device.canary [--trials 200] [--seed 5] [--json FILE] [--keep FILE]
+        [--rates-only]
 
 Real networks and real changes to them (`canary_cases`): each pair was run once on every sample by
 the bench that a device uses; what came of it is then dealt out as many streams, and the rules of a
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
@@ -57,21 +60,33 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--keep", type=Path, help="runs of both versions; read where it is there")
     parser.add_argument("--rates-only", action="store_true", help="leave out the server")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        _, samples, small = digits(Path(name))
-        _, _, large = photographs(Path(name))
+        samples, small = digits(Path(name))
+        large = kept(given.keep, Path(name))
         rng = np.random.default_rng(given.seed)
         figures: dict[str, Any] = {
             **{f"version: {which}, {c.name}": about(c) for which, c in named(small, large)},
             **at_the_limit(small, large, given.trials, rng),
             **by_default(small, large, given.trials, rng),
+            **unguarded(large, given.trials, np.random.default_rng(given.seed)),
         }
         if not given.rates_only:
             figures |= canary_live.tried(Path(name), samples, small)
             figures |= canary_live.costs(Path(name))
     tell(figures, file=given.json)
+
+
+def kept(file: Path | None, folder: Path) -> list[Case]:
+    """The photographs' cases, which take minutes, out of a file if there is one."""
+    if file is not None and file.is_file():
+        return msgspec.msgpack.decode(file.read_bytes(), type=list[Case])
+    found = photographs(folder)
+    if file is not None:
+        file.write_bytes(msgspec.msgpack.encode(found))
+    return found
 
 
 def named(small: Sequence[Case], large: Sequence[Case]) -> Iterator[tuple[str, Case]]:
@@ -123,6 +138,30 @@ def at_the_limit(
         found = replayed(case, settings, trials, rng, in_scenes=in_scenes)
         key = f"at the limit: {name}, {measure} {side}, {'scenes' if in_scenes else 'alone'}"
         figures[key] = {"false": wrong, "stated": STATED, **shares(found, wrong)}
+        print(key, figures[key], file=sys.stderr)
+    return figures
+
+
+def unguarded(large: Sequence[Case], trials: int, rng: np.random.Generator) -> dict[str, Any]:
+    """What scenes do to the rates without blocks, and without the time that scenes take."""
+    case = {c.name: c for c in large}["inputs as for another network"]
+    settings = just(case, "agreement", "bad")
+    # What tells alike inputs from others is drawn at random: each sample counts for itself.
+    alone = [sample._replace(signal=float(rng.random())) for sample in case.pool]
+    figures = {}
+    for name, one, limits in (
+        ("without blocks", msgspec.structs.replace(case, pool=alone), settings),
+        ("without min_s", case, replace(settings, min_s=0.0)),
+        (
+            "without either",
+            msgspec.structs.replace(case, pool=alone),
+            replace(settings, min_s=0.0),
+        ),
+    ):
+        found = replayed(one, limits, trials, rng, in_scenes=True)
+        key = f"unguarded: photographs, other inputs, agreement bad, scenes, {name}"
+        figures[key] = {"false": "promote", "stated": STATED, **shares(found, "promote")}
+        print(key, figures[key], file=sys.stderr)
     return figures
 
 
@@ -160,6 +199,7 @@ def by_default(
                 "samples_median": int(median(counts)),
                 "samples_p90": int(quantiles(counts, n=10)[-1]),
             }
+            print(key, figures[key], file=sys.stderr)
     return figures
 
 
@@ -172,7 +212,7 @@ def replayed(
     in_scenes: bool,
 ) -> list[tuple[Finding, int]]:
     """Findings of as many trials, each with the samples that it took."""
-    first = math.ceil(settings.min_s / settings.spacing_s)
+    first = max(settings.min_samples, math.ceil(settings.min_s / settings.spacing_s))
     return [decided(stream(case, rng, in_scenes=in_scenes), settings, first) for _ in range(trials)]
 
 

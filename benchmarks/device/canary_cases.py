@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -25,13 +25,12 @@ from edgekit_runtime.canary.bench import Bench
 from edgekit_runtime.canary.samples import Sample
 from edgekit_runtime.engines import ENGINES, Session
 
-CROPS = 20
+CROPS = 30
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, as other networks take it; this one takes (x - 127) / 128."""
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(msgspec.Struct, frozen=True):
     """A pair of versions, compared once on each sample of the data.
 
     Attributes:
@@ -39,17 +38,17 @@ class Case:
         pool: of each sample.
         scenes: positions of the samples of each scene, in order; each sample its own for digits.
         accuracy: share of samples on which the old and the new version are right.
-        model: the new version's file.
+        model: the new version, as ONNX; not kept in files.
     """
 
     name: str
     pool: list[Sample]
-    scenes: list[NDArray[np.intp]]
+    scenes: list[list[int]]
     accuracy: tuple[float, float]
-    model: Path
+    model: bytes = b""
 
 
-def digits(folder: Path) -> tuple[Path, NDArray[np.float32], list[Case]]:
+def digits(folder: Path) -> tuple[NDArray[np.float32], list[Case]]:
     """Networks of 64 units on the 8 x 8 digits of scikit-learn; 900 to learn from, 897 to see."""
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels / 16).astype(np.float32)
@@ -75,14 +74,14 @@ def digits(folder: Path) -> tuple[Path, NDArray[np.float32], list[Case]]:
         "inputs not divided by 16": _behind(old, scale=[16.0], shift=[0.0], rank=2),
         "light on dark": _behind(old, scale=[-1.0], shift=[1.0], rank=2),
     }
-    alone = [np.array([at]) for at in range(len(rest))]
+    alone = [[at] for at in range(len(rest))]
     base = _written(folder / "digits.onnx", old)
     samples = images[rest]
-    return base, samples, list(_cases(base, models, samples, labels[rest], alone))
+    return samples, list(_cases(base, models, samples, labels[rest], alone))
 
 
-def photographs(folder: Path) -> tuple[Path, NDArray[np.float32], list[Case]]:
-    """EfficientNet-Lite0 on 20 photographs with 20 crops each; a scene is one photograph."""
+def photographs(folder: Path) -> list[Case]:
+    """EfficientNet-Lite0 on 20 photographs with 30 crops each; a scene is one photograph."""
     write_lite0(folder / "lite0.onnx")
     with np.load(write_photos(folder, crops=CROPS)) as file:
         crops, labels, groups = file["input"], file["labels"], file["groups"]
@@ -97,8 +96,9 @@ def photographs(folder: Path) -> tuple[Path, NDArray[np.float32], list[Case]]:
         "inputs as for another network": _behind(old, scale=scale, shift=shift, rank=4),
         "everything twice": _twice(old),
     }
-    scenes = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    return base, crops, list(_cases(base, models, crops, labels, scenes))
+    scenes = [np.flatnonzero(groups == group).tolist() for group in np.unique(groups)]
+    found = _cases(base, models, crops, labels, scenes)
+    return [msgspec.structs.replace(case, model=b"") for case in found]
 
 
 def _cases(
@@ -106,7 +106,7 @@ def _cases(
     models: Mapping[str, onnx.ModelProto],
     samples: NDArray[np.float32],
     labels: NDArray[np.int64],
-    scenes: list[NDArray[np.intp]],
+    scenes: list[list[int]],
 ) -> Iterator[Case]:
     """Each new version beside the old one, on the bench that a trial uses."""
     right = _right(base, samples, labels)
@@ -121,7 +121,7 @@ def _cases(
         pool = [bench.try_both({asked: samples[at : at + 1]}) for at in range(len(samples))]
         old.close()
         new.close()
-        yield Case(name, pool, scenes, (right, _right(path, samples, labels)), path)
+        yield Case(name, pool, scenes, (right, _right(path, samples, labels)), path.read_bytes())
 
 
 def _right(path: Path, samples: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

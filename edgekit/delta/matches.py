@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 WINDOW = 16
 _MULTIPLIERS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
+_CHUNK = 1 << 20
 Bytes = NDArray[np.uint8]
 
 
@@ -31,7 +32,7 @@ class Index:
     """The windows of the old data that occur once in it.
 
     Args:
-        old: all of it; eight times its size is needed in memory while it is indexed.
+        old: all of it; about thirty times its size is taken while it is indexed.
     """
 
     def __init__(self, old: Bytes) -> None:
@@ -63,15 +64,16 @@ class Index:
 
 def _windows(data: Bytes) -> NDArray[np.uint64]:
     """A hash of the window that begins at each position: [len - WINDOW + 1]."""
-    if len(data) < WINDOW:
-        return np.empty(0, np.uint64)
-    words = np.lib.stride_tricks.sliding_window_view(data, 8)
-    low, high = (
-        np.ascontiguousarray(part).view("<u8").reshape(-1) for part in (words[:-8], words[8:])
-    )
-    mixed: NDArray[np.uint64] = low * _MULTIPLIERS[0] ^ high * _MULTIPLIERS[1]
-    mixed ^= mixed >> np.uint64(29)
-    return mixed
+    count = max(len(data) - WINDOW + 1, 0)
+    hashes = np.empty(count, np.uint64)
+    for start in range(0, count, _CHUNK):
+        end = min(start + _CHUNK, count)
+        # The eight bytes from each position on, as one number.
+        words = np.lib.stride_tricks.sliding_window_view(data[start : end + WINDOW - 1], 8)
+        numbers = np.ascontiguousarray(words).view("<u8").reshape(-1)
+        mixed = numbers[:-8] * _MULTIPLIERS[0] ^ numbers[8:] * _MULTIPLIERS[1]
+        hashes[start:end] = mixed ^ mixed >> np.uint64(29)
+    return hashes
 
 
 def _runs(seeds: NDArray[np.int64], new: Bytes, old: Bytes) -> list[Match]:

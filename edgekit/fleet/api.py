@@ -37,6 +37,7 @@ from edgekit.fleet import (
     enrolment_routes,
     files,
     inventory,
+    parts_routes,
     repository,
     repository_routes,
     rollout_views,
@@ -79,6 +80,7 @@ def application(coordinator: Coordinator, *, hosts: Sequence[str]) -> Starlette:
         Route("/api/rounds/{id:int}", api.show_series),
         *control_routes.routes(store=coordinator.store, control=coordinator.control),
         *repository_routes.routes(coordinator.repository),
+        *parts_routes.routes(coordinator.store),
         Route("/metrics", api.metrics),
         Mount("/web", StaticFiles(directory=WEB)),
     ]

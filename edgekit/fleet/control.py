@@ -11,17 +11,17 @@ from __future__ import annotations
 import logging
 import queue
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 
 from edgekit import control, messages, topics
 from edgekit.clock import Clock
-from edgekit.control import CommandResult
+from edgekit.control import Command, CommandResult
 from edgekit.errors import MessageError
 from edgekit.fleet import control_rows, control_rules, inventory, store
 from edgekit.fleet.control_rows import Request
-from edgekit.fleet.control_rules import Attempt, Open
+from edgekit.fleet.control_rules import Attempt, Open, State
 from edgekit.fleet.store import Store
 from edgekit.signing import SigningKey
 from edgekit.topics import DeviceTopic
@@ -101,49 +101,63 @@ class Control:
             found = control_rules.next_of_each(control_rows.open_commands(connection))
         is_open = {command.id for command in found.values()}
         self._attempts = {key: held for key, held in self._attempts.items() if key in is_open}
-        return all(self._do(command) for command in found.values())
-
-    def _do(self, command: Open) -> bool:
-        """The next step of a command; `False` where the link had no room for it."""
         now_ms, now_s = self._clock.now_ms(), self._clock.monotonic()
-        attempt = self._attempts.get(command.id)
-        what = control_rules.step(command, attempt, now_ms=now_ms, now_s=now_s)
-        if what == "send":
-            return self._send(command, attempt, now_s=now_s)
-        if what != "wait":
-            state: control_rules.State = "expired" if what == "expire" else "unanswered"
-            detail = "never sent" if what == "expire" else "sent; whether it ran is not known"
-            with self._store.write() as connection:
+        due: list[Open] = []
+        ended: list[tuple[Open, control_rules.Step]] = []
+        for command in found.values():
+            attempt = self._attempts.get(command.id)
+            what = control_rules.step(command, attempt, now_ms=now_ms, now_s=now_s)
+            if what == "send":
+                due.append(command)
+            elif what != "wait":
+                ended.append((command, what))
+        if ended:
+            self._end(ended, now_ms=now_ms)
+        return not due or self._send(due, now_ms=now_ms, now_s=now_s)
+
+    def _end(self, ended: Sequence[tuple[Open, control_rules.Step]], *, now_ms: int) -> None:
+        with self._store.write() as connection:
+            for command, what in ended:
+                state: State = "expired" if what == "expire" else "unanswered"
+                detail = "never sent" if what == "expire" else "sent; whether it ran is not known"
                 control_rows.settle(connection, command.id, state, now_ms=now_ms, detail=detail)
-            self._on_change()
+        # The next ones of these devices are due.
+        self._on_change()
+
+    def _send(self, due: Sequence[Open], *, now_ms: int, now_s: float) -> bool:
+        """Send commands; `False` where the link had no room for all."""
+        # First the store, then the link: what was never marked was never sent.
+        with self._store.write() as connection:
+            bodies = [self._body(connection, command, now_ms=now_ms) for command in due]
+        for command, body in zip(due, bodies, strict=True):
+            site, device_id = inventory.split(command.device)
+            topic = topics.device(site, device_id, control.command_leaf(command.id))
+            if not self._publish(topic, control.encode(body, key=self._key)):
+                return False
+            before = self._attempts.get(command.id)
+            self._attempts[command.id] = control_rules.sent(before, boot=command.boot, now_s=now_s)
         return True
 
-    def _send(self, command: Open, attempt: Attempt | None, *, now_s: float) -> bool:
+    def _body(self, connection: sa.Connection, command: Open, *, now_ms: int) -> Command:
+        attempt = self._attempts.get(command.id)
         challenge = attempt.challenge if attempt and attempt.boot == command.boot else None
-        # In this order: what was never marked was never sent.
-        with self._store.write() as connection:
-            control_rows.mark_sent(connection, command.id, now_ms=self._clock.now_ms())
-            body = control_rows.message(
-                connection, command.id, boot=command.boot, challenge=challenge
-            )
-        site, device_id = inventory.split(command.device)
-        topic = topics.device(site, device_id, control.command_leaf(command.id))
-        if not self._publish(topic, control.encode(body, key=self._key)):
-            return False
-        self._attempts[command.id] = control_rules.sent(attempt, boot=command.boot, now_s=now_s)
-        return True
+        control_rows.mark_sent(connection, command.id, now_ms=now_ms)
+        return control_rows.message(connection, command.id, boot=command.boot, challenge=challenge)
 
     def _take_answers(self) -> None:
-        while not self._received.empty():
-            # This thread is the queue's only reader: what is there stays there.
-            device, result = self._received.get_nowait()
-            try:
-                with self._store.write() as connection:
+        if self._received.empty():
+            return
+        with self._store.write() as connection:
+            while not self._received.empty():
+                # This thread is the queue's only reader: what is there stays there.
+                device, result = self._received.get_nowait()
+                try:
                     self._answer(connection, device, result)
-            except MessageError as e:
-                log.warning("answer dropped", extra={"device": device, "error": str(e)})
+                except MessageError as e:
+                    log.warning("answer dropped", extra={"device": device, "error": str(e)})
 
     def _answer(self, connection: sa.Connection, device: str, result: CommandResult) -> None:
+        """Keep what an answer brings about, or raise `MessageError` before anything is written."""
         try:
             known = control_rows.find(connection, result.id)
         except store.UnknownId as e:

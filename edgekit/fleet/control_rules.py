@@ -24,7 +24,7 @@ OPEN: tuple[State, ...] = ("waiting", "sent", "running")
 ANSWER_ROOM_MS = 15 * 60_000
 FIRST_REPEAT_S = 10.0
 LONGEST_REPEAT_S = 300.0
-MOST_CHALLENGES = 3
+MOST_CHALLENGES = 10
 
 # A message of a stranger to the device is answered with these under the same id, so they are no
 # last word.

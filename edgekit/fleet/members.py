@@ -19,6 +19,8 @@ from edgekit.errors import FleetError, StorageError
 from edgekit.fleet.authority import Revoked, Subject
 
 _WAIT_S = 10.0
+# Where SQLite counts the transactions that changed a database (its file format, section 1.3).
+_COUNTER_AT = 24
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tokens (
   id TEXT PRIMARY KEY, secret BLOB NOT NULL, site TEXT NOT NULL, device TEXT NOT NULL,
@@ -111,6 +113,15 @@ class Members:
                 connection.close()  # rolls back what was not committed
         except sqlite3.Error as e:
             raise StorageError(f"{self._path}: {e}", hint="check space and permissions") from e
+
+    def version(self) -> int:
+        """A number that differs after every change, by whichever process."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(_COUNTER_AT)
+                return int.from_bytes(file.read(4), "big")
+        except OSError as e:
+            raise StorageError(f"{self._path} cannot be read: {e.strerror}") from e
 
     def current(self) -> list[Subject]:
         """Devices that may take part, in the order of their names."""

@@ -7,12 +7,9 @@ either, should its broker be late.
 
 from __future__ import annotations
 
-import os
-
 import sqlalchemy as sa
 
 from edgekit.clock import Clock
-from edgekit.errors import StorageError
 from edgekit.fleet import broker_files, inventory
 from edgekit.fleet import store as store_tables
 from edgekit.fleet.enrolment import Office
@@ -36,6 +33,7 @@ class Registrar:
         self._members = Members(folder.members)
         self._version = 0
         self._names: frozenset[tuple[str, str]] = frozenset()
+        self._is_behind = False
         self._settled: frozenset[tuple[str, str]] | None = None
         self.office = Office(folder, self._members, clock=clock, changed=self._changed)
         self.renew_services()
@@ -48,8 +46,11 @@ class Registrar:
     def refresh(self, store: Store) -> None:
         """Read the record again if it was changed; what others changed they told the broker.
 
-        Who left is offline from then on: of the broker's word for it nothing is heard.
+        Who left is offline from then on: of the broker's word for it nothing is heard. Files of the
+        broker that a full disk kept from being written are written now.
         """
+        if self._is_behind:
+            self._changed()
         version = self._read_version()
         if version != self._version:
             self._version = version
@@ -66,16 +67,15 @@ class Registrar:
     def _changed(self) -> None:
         self._version = self._read_version()
         self._names = self._read_names()
+        self._is_behind = True
         broker_files.write_users(self._folder, self._members, clock=self._clock)
+        self._is_behind = False
 
     def _read_names(self) -> frozenset[tuple[str, str]]:
         return frozenset((subject.site, subject.device) for subject in self._members.current())
 
     def _read_version(self) -> int:
-        try:
-            return os.stat(self._folder.members).st_mtime_ns
-        except OSError as e:
-            raise StorageError(f"{self._folder.members} cannot be read: {e.strerror}") from e
+        return self._members.version()
 
 
 def _hang_up(connection: sa.Connection, names: frozenset[tuple[str, str]]) -> None:

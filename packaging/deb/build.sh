@@ -16,6 +16,7 @@ case $arch in
   *) echo "no engine has wheels for Debian's $arch" >&2; exit 2 ;;
 esac
 here=$(dirname -- "$(readlink -f -- "$0")")
+PATH=$PATH:$(readlink -f -- "$here/../../.venv/bin")
 edgekit=${EDGEKIT:-$here/../../.venv/bin/edgekit}
 version=$("$edgekit" --version | sed 's/.* //')-1
 mkdir -p "$out"
@@ -68,4 +69,5 @@ sed -e "s/@VERSION@/$version/" -e "s/@ARCH@/$arch/" -e "s/@SIZE_KB@/$size_kb/" \
 # Times of files are those of the newest change, so that the same sources give the same package.
 SOURCE_DATE_EPOCH=$(git -C "$here" log -1 --format=%ct 2>/dev/null || date +%s)
 export SOURCE_DATE_EPOCH
-dpkg-deb --root-owner-group -Zxz --build "$root" "$out/edgekit_${version}_$arch.deb"
+# The lowest level of xz: the usual one saves an eighth and takes several times as long.
+dpkg-deb --root-owner-group -Zxz -z1 --build "$root" "$out/edgekit_${version}_$arch.deb"

@@ -22,6 +22,7 @@ from edgekit_runtime.control.hands import Hands
 from edgekit_runtime.fetch import Fetcher
 from edgekit_runtime.linkage import Linkage
 from edgekit_runtime.serving.models import Models
+from edgekit_runtime.serving.served import Served
 from edgekit_runtime.source import Source
 from edgekit_runtime.telemetry import Events
 from edgekit_runtime.trainer import Trainer
@@ -86,7 +87,7 @@ class Membership:
         ending: AsyncExitStack,
         *,
         report: Callable[[], Reported],
-        updater: Updater[object],
+        updater: Updater[Served],
         trainer: Trainer | None,
         hands: Hands,
     ) -> None:

@@ -29,6 +29,7 @@ EXIT_CODES = {
     "ModelError": 3, "GateRefused": 3,
     "BundleError": 4, "ManifestError": 4, "IntegrityError": 4, "UntrustedError": 4,
     "EngineError": 5, "EngineNotInstalled": 5, "GoldenMismatch": 5, "PlacementBroken": 5,
+    "LatencyExceeded": 5, "MemoryExceeded": 5,
     "WorkerLost": 5, "ServingError": 6, "AccessDenied": 6, "Unavailable": 6,
     "Overloaded": 6, "DeadlineMissed": 6, "RequestError": 6, "NotServed": 6, "LinkError": 7,
     "MessageError": 7, "FleetError": 8,

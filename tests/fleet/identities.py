@@ -190,4 +190,4 @@ def _listens(port: int) -> bool:
 
 def settle() -> None:
     """Wait until what was said would have been heard."""
-    time.sleep(0.7)
+    time.sleep(0.5)

@@ -367,3 +367,17 @@ def test_tokens_are_forgotten_when_they_have_expired(tmp_path: Path) -> None:
 
     with members.change() as change:
         assert change.token(old.id) is None
+
+
+def test_every_change_of_the_record_is_seen_and_no_reading(tmp_path: Path) -> None:
+    members, again = (Members(tmp_path / "devices.sqlite") for _ in range(2))
+    seen = [members.version()]
+
+    for number in range(20):
+        with again.change() as change:
+            change.enrol("berlin", "cam", now_ms=number)
+        seen.append(members.version())
+        assert members.current()
+        assert members.version() == seen[-1]
+
+    assert len(set(seen)) == 21

@@ -165,6 +165,18 @@ def test_a_batch_is_stored_as_the_messages_in_it(fleet: Fleet) -> None:
         assert stored(fleet, device) == list(range(1, 302))
 
 
+def test_a_device_can_be_asked_what_it_runs_on(fleet: Fleet) -> None:
+    about = About(edgekit="0.1.0", python="3.11.2", machine="aarch64", system="Linux 6.1")
+    with DeviceSimulator(fleet.mqtt, "asked") as device:
+        told = {"told": {"about": 1}, "about": about}
+        telling = msgspec.structs.replace(device.telemetry(1), **told)
+        device.publish(topics.TELEMETRY, telling)
+        until(lambda: device.acked.get(device.boot) == 1)
+
+        found = fleet.client.get("/api/devices/default/asked/parts", PartsView)
+    assert found == PartsView(about=about)
+
+
 def test_a_bad_batch_stops_nothing(fleet: Fleet) -> None:
     with DeviceSimulator(fleet.mqtt, "bad-batch") as device:
         topic = device.topic(topics.TELEMETRY)

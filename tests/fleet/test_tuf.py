@@ -36,7 +36,7 @@ from tests.clock import ManualClock
 from tests.runtime.hostile_repository import DAY_S, Server, SignedFleet
 
 PATH = "tiny/1.0.0/generic-x86_64.edge"
-KILLS = 8
+KILLS = 5
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_readers_never_see_a_state_that_does_not_fit_together(
     signed: SignedFleet, server: Server
 ) -> None:
     signed.publish("1.0.0")
-    paths = [signed.bundle(f"2.{number}.0") for number in range(12)]
+    paths = [signed.bundle(f"2.{number}.0") for number in range(6)]
     done = threading.Event()
 
     def write() -> None:
@@ -227,7 +227,7 @@ def test_a_change_that_is_killed_leaves_the_old_state_or_the_new(
         with process:
             assert process.stdout is not None
             process.stdout.readline()
-            time.sleep(0.012 * number)
+            time.sleep(0.02 * number)
             process.send_signal(signal.SIGKILL)
 
         assert find(signed, server).path == PATH

@@ -7,6 +7,7 @@ import msgspec
 from edgekit import control, messages
 from edgekit.control import KINDS, Command, CommandResult
 from edgekit.errors import EdgekitError, MessageError, UntrustedError, UsageError
+from edgekit.manifest import canonical
 from edgekit.signing import SigningKey
 from edgekit_runtime.control.judge import Here, Refusal, judge
 from tests.fuzz.target import Target, attempt
@@ -69,6 +70,7 @@ def result(raw: bytes) -> None:
     output = attempt(lambda: control.output_of(found, topic="t"), MessageError)
     if found.packed is not None and isinstance(output, dict):
         assert len(msgspec.json.encode(output)) <= 8 * control.MAX_OUTPUT_BYTES
+    canonical(None if isinstance(output, MessageError) else output)
 
 
 def _result(**given: object) -> bytes:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import http.server
 import shutil
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -149,6 +150,10 @@ class SignedFleet:
 class Server:
     """A static HTTP server over a folder; ends with its block.
 
+    Args:
+        folder: what it serves.
+        tls: certificate and key, for https.
+
     Attributes:
         bent: by name below the folder, what answers instead; `*` stands for every name.
         asked: names in the order they were asked for.
@@ -156,8 +161,9 @@ class Server:
         date: time that its answers carry, in seconds since 1970; the true one by default.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, tls: tuple[Path, Path] | None = None) -> None:
         self.folder = folder
+        self._scheme = "http" if tls is None else "https"
         self.bent: dict[str, Bent] = {}
         self.asked: list[str] = []
         self.sent_bytes = 0
@@ -194,6 +200,10 @@ class Server:
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answering)
         self._server.daemon_threads = True
+        if tls is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(*tls)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(
             target=functools.partial(self._server.serve_forever, 0.02), daemon=True
         )
@@ -202,7 +212,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}/"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}/"
 
     def __enter__(self) -> Server:
         return self

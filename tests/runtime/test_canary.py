@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,10 @@ from tests.runtime.served import Wire, infer, inline, load, output, serving, unt
 
 QUICK = CanarySection(min_s=0, spacing_s=0, cpu_share=1, latency_ratio_good=4, latency_ratio_bad=8)
 """Small models differ in time by what else the machine does; these tests are of the rest."""
+
+
+PATIENCE_S = 120.0
+"""For machines with much else to do; on others a verdict takes less than a second."""
 
 
 def with_noise(seed: int, *, size: float) -> bytes:
@@ -84,18 +89,29 @@ class Beside:
     def tried(self, settings: CanarySection = QUICK, **options: Any) -> Trial:
         return Trial(self.old, self.new, settings=settings, rng=np.random.default_rng(0), **options)
 
-    def ask_until_judged(self, trial: Trial, *, most: int = 20_000) -> Verdict:
+    def wait_for_start(self) -> None:
+        """Wait until inputs are taken: both sessions are open then."""
+        end = time.monotonic() + PATIENCE_S
+        while self.old.shadow is None:
+            assert time.monotonic() < end, "the canary did not begin"
+            time.sleep(0.005)
+
+    def ask_until_judged(self, trial: Trial) -> Verdict:
         """Ask with ever new inputs until there is a verdict; each answer is the old version's."""
         rng = np.random.default_rng(1)
+        end = time.monotonic() + PATIENCE_S
         with Wire(self.server) as wire:
-            for _ in range(most):
+            while time.monotonic() < end:
+                if (verdict := trial.verdict()) is not None:
+                    return verdict
+                if self.old.shadow is None:
+                    time.sleep(0.01)
+                    continue
                 array = rng.normal(0, 1, (1, bundles.FEATURES)).astype(np.float32)
                 answer = wire.ask(infer(array))
                 assert answer.json["model_version"] == self.old.version
                 assert output(answer).shape == (1, bundles.CLASSES)
-                if (verdict := trial.verdict()) is not None:
-                    return verdict
-        raise AssertionError(f"no verdict after {most} requests")
+        raise AssertionError(f"no verdict within {PATIENCE_S:g} s")
 
 
 @contextmanager
@@ -259,7 +275,7 @@ def test_without_live_inputs_a_canary_does_not_wait_for_ever(tmp_path: Path) -> 
     clock = ManualClock()
     with beside(tmp_path) as both:
         trial = both.tried(clock=clock)
-        until(lambda: both.old.shadow is not None)
+        both.wait_for_start()
         assert trial.verdict() is None
         clock.advance(QUICK.idle_s + 1)
         verdict = trial.verdict()
@@ -284,7 +300,7 @@ def test_what_follows_from_the_time_limit_is_told(
     with beside(tmp_path) as both:
         trial = both.tried(patient, clock=clock)
         with Wire(both.server) as wire:
-            until(lambda: both.old.shadow is not None)
+            both.wait_for_start()
             for _ in range(5):
                 wire.ask(infer(bundles.samples(1)))
         assert trial.verdict() is None
@@ -299,7 +315,7 @@ def test_what_follows_from_the_time_limit_is_told(
 def test_a_canary_that_is_closed_takes_no_more_inputs(tmp_path: Path) -> None:
     with beside(tmp_path) as both:
         trial = both.tried()
-        until(lambda: both.old.shadow is not None)
+        both.wait_for_start()
         trial.close()
 
         assert both.old.shadow is None
@@ -312,7 +328,7 @@ def test_a_new_worker_that_dies_is_why_the_version_is_rolled_back(tmp_path: Path
     endless = msgspec.structs.replace(QUICK, min_samples=10_000, limit_s=1000)
     with beside(tmp_path, settings=Settings(workers="process")) as both:
         trial = both.tried(endless)
-        until(lambda: both.old.shadow is not None)
+        both.wait_for_start()
         os.kill(second_worker(both), signal.SIGKILL)
 
         verdict = both.ask_until_judged(trial)
@@ -326,7 +342,7 @@ def test_a_new_worker_that_hangs_is_why_the_version_is_rolled_back(tmp_path: Pat
     clock = ManualClock()
     with beside(tmp_path, settings=Settings(workers="process")) as both:
         trial = both.tried(clock=clock)
-        until(lambda: both.old.shadow is not None)
+        both.wait_for_start()
         hung = second_worker(both)
         os.kill(hung, signal.SIGSTOP)
         with Wire(both.server) as wire:
@@ -393,7 +409,7 @@ def test_nothing_is_judged_before_scenes_had_time_to_change(tmp_path: Path) -> N
     patient = msgspec.structs.replace(QUICK, min_s=100)
     with beside(tmp_path) as both, Wire(both.server) as wire:
         trial = both.tried(patient, clock=clock)
-        until(lambda: both.old.shadow is not None)
+        both.wait_for_start()
         for _ in range(2 * patient.min_samples):
             wire.ask(infer(bundles.samples(1)))
         assert trial.verdict() is None
@@ -431,7 +447,7 @@ def scores(*values: float) -> Tensors:
 
 
 def test_the_same_first_class_is_agreement_and_its_probability_is_compared() -> None:
-    assert agreement(scores(0.1, 0.7, 0.2), scores(0.3, 0.5, 0.2)) == (1.0, pytest.approx(0.2))
+    assert agreement(scores(0.1, 0.7, 0.2), scores(0.3, 0.5, 0.2)) == pytest.approx((1.0, 0.2))
     assert agreement(scores(0.1, 0.7, 0.2), scores(0.7, 0.1, 0.2))[0] == 0.0
 
 
@@ -439,7 +455,7 @@ def test_scores_and_probabilities_are_told_apart_on_either_side() -> None:
     logits = np.array([[1.0, 3.0, 2.0]], np.float32)
     sure = np.exp(logits) / np.exp(logits).sum()
 
-    assert agreement({"y": logits}, {"y": sure}) == (1.0, pytest.approx(0.0, abs=1e-6))
+    assert agreement({"y": logits}, {"y": sure}) == pytest.approx((1.0, 0.0), abs=1e-6)
 
 
 def test_classes_are_compared_by_name_where_both_have_names() -> None:
@@ -460,7 +476,7 @@ def test_boxes_agree_by_the_share_that_has_a_counterpart() -> None:
     assert agreement(rows(one, two), rows(one, two), post=(step, step))[0] == 1.0
     both = agreement(rows(one, two), rows(one, [*two[:4], 0.1, 1]), post=(step, step))
     assert both[0] == pytest.approx(2 / 3)
-    assert agreement(rows(one), rows(two), post=(step, step)) == (0.0, pytest.approx(0.1))
+    assert agreement(rows(one), rows(two), post=(step, step)) == pytest.approx((0.0, 0.1))
 
 
 def test_outputs_that_are_no_classes_agree_within_the_tolerance() -> None:

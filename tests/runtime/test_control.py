@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import threading
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -393,13 +395,24 @@ def test_an_output_comes_back_as_it_was_whether_packed_or_not(output: dict[str, 
 
 
 def test_a_stream_that_unpacks_to_more_than_it_may_is_refused() -> None:
-    import base64
-    import zlib
-
     bomb = base64.b64encode(zlib.compress(b'{"a":"' + b"a" * 10_000_000 + b'"}')).decode()
     result = CommandResult(id="a", boot="0" * 16, at=0, state="done", packed=bomb)
 
     with pytest.raises(MessageError, match="packed holds more"):
+        control.output_of(result, topic="t")
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_an_output_that_is_nested_too_deep_is_refused(is_packed: bool) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(control.MAX_OUTPUT_DEPTH + 1):
+        deep = {"a": [deep]}
+    result = CommandResult(id="a", boot="0" * 16, at=0, state="done", output=deep)
+    if is_packed:
+        squeezed = base64.b64encode(zlib.compress(msgspec.json.encode(deep))).decode()
+        result = msgspec.structs.replace(result, output=None, packed=squeezed)
+
+    with pytest.raises(MessageError, match="nested deeper"):
         control.output_of(result, topic="t")
 
 

@@ -10,6 +10,8 @@ import pytest
 from edgekit import manifest
 from edgekit.errors import EngineError, LatencyExceeded, MemoryExceeded, PlacementBroken
 from edgekit.manifest import Limits
+from edgekit.recipe import Budget
+from edgekit_converters.assemble import limits_of
 from edgekit_runtime.limits import Footprint
 from edgekit_runtime.serving.models import Models
 from edgekit_runtime.serving.opener import open_variant
@@ -119,6 +121,12 @@ def test_a_broken_placement_is_the_reason_where_nothing_else_runs(
 def test_what_breaks_a_limit_is_an_error_of_the_engine() -> None:
     assert issubclass(LatencyExceeded, EngineError)
     assert issubclass(MemoryExceeded, EngineError)
+
+
+def test_limits_of_a_recipe_reach_the_manifest() -> None:
+    assert limits_of(Budget(max_latency_ms=5)) == Limits(max_latency_ms=5)
+    assert limits_of(Budget(max_memory_mb=7)) == Limits(max_memory_mb=7)
+    assert limits_of(Budget(max_size_mb=3)) is msgspec.UNSET
 
 
 def test_limits_stand_in_the_manifest_only_where_there_are_some(tmp_path: Path) -> None:

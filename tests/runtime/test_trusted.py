@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from securesystemslib.signer import Key
+from tuf.api.exceptions import DownloadError
 from tuf.api.metadata import DelegatedRole, Delegations, Targets
 
 from edgekit.errors import LinkError
@@ -39,6 +42,7 @@ from edgekit_runtime.trusted.repository import (
 from edgekit_runtime.trusted.target import Failed, Passing, Request, Target, encode
 from edgekit_runtime.update import Reason, UpdateFailed
 from tests.clock import ManualClock
+from tests.runtime.authority import Authority
 from tests.runtime.hostile_repository import (
     DAY_S,
     Bent,
@@ -81,6 +85,7 @@ class Device:
     def __init__(self, signed: SignedFleet) -> None:
         self.root = signed.fleet.trust_root
         self.state = signed.work / "device"
+        self.ca: Path | None = None
 
     def find(self, path: str, *servers: Server, limit_s: float = 20.0) -> Target:
         return outcome(child.answer(self.request(path, *servers, limit_s=limit_s)))
@@ -100,7 +105,7 @@ class Device:
             urls=tuple(server.url for server in servers),
             root=self.root,
             state=self.state,
-            ca=None,
+            ca=self.ca,
             limit_s=limit_s,
             limit_bytes=LIMIT_BYTES,
         )
@@ -155,6 +160,17 @@ def test_the_daemons_process_never_loads_the_library() -> None:
 
 def test_what_was_never_published_is_not_there(server: Server, device: Device) -> None:
     assert device.refused("tiny/9.0.0/generic-x86_64.edge", server) is Reason.NOT_IN_REPOSITORY
+
+
+@pytest.mark.parametrize("path", ["http://127.0.0.1/x.edge", "../../x", "a/b", "a/b/c/d/e", ""])
+def test_what_is_no_path_of_a_bundle_is_refused_before_anybody_is_asked(
+    server: Server, device: Device, path: str
+) -> None:
+    with pytest.raises(UpdateFailed) as failure:
+        device.find_by_child(path, server)
+
+    assert failure.value.reason is Reason.BAD_URL
+    assert server.asked == []
 
 
 def test_another_size_sha256_or_digest_than_announced_is_refused(
@@ -426,6 +442,46 @@ def test_a_mirror_is_asked_where_the_repository_lies_or_is_slow(
 
             assert target.urls[1].startswith(server.url)
             assert target.urls[0].startswith(hostile.url)
+
+
+def test_https_takes_the_fleets_own_authority_and_no_stranger(
+    server: Server, device: Device, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    with Server(server.folder, tls=authority.issue("repository")) as secure:
+        with pytest.raises(LinkError, match="certificate"):
+            device.find(PATH, secure)
+
+        device.ca = authority.certificate
+        assert device.find(PATH, secure).path == PATH
+
+
+def test_an_identity_that_lost_a_file_asks_for_enrolment(server: Server, device: Device) -> None:
+    device.root = device.root.with_name("gone.json")
+
+    with pytest.raises(UpdateFailed, match="enrol"):
+        device.find(PATH, server)
+
+
+@pytest.mark.parametrize(("behind", "is_the_clock"), [(400, True), (0, False)])
+def test_a_certificate_that_is_not_valid_yet_is_the_clocks_where_that_is_proven(
+    behind: int, is_the_clock: bool
+) -> None:
+    refused = ssl.SSLCertVerificationError(1, "certificate is not yet valid")
+    refused.verify_code = 9
+    error = DownloadError("https://repository/metadata/timestamp.json")
+    error.__cause__ = refused
+    now = datetime.now(timezone.utc)
+
+    verdict = verdicts.of(
+        error, url="", wall=now - timedelta(days=behind), reference=now, server=None
+    )
+
+    if is_the_clock:
+        assert isinstance(verdict, Failed)
+        assert verdict.reason == Reason.CLOCK_WRONG.value
+    else:
+        assert isinstance(verdict, Passing)
 
 
 def test_while_one_mirror_may_come_back_nothing_is_final(server: Server, device: Device) -> None:

@@ -203,7 +203,7 @@ class Coordinator:
         elif parsed.leaf == topics.REPORTED:
             self.reported = messages.decode(payload, Reported, topic=topic)
         else:
-            kind = Telemetry if parsed.leaf == topics.TELEMETRY else Event
+            kind: type[Telemetry | Event] = Telemetry if parsed.leaf == topics.TELEMETRY else Event
             for text in batches.unpack(payload, topic=topic):
                 self._store(messages.decode(text, kind, topic=topic))
 

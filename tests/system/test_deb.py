@@ -59,7 +59,7 @@ def everything(root: Path) -> set[str]:
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clean Debian, with the package's file in it."""
     if not PACKAGE or not BASE or os.geteuid() != 0:
-        pytest.skip("needs a package and a clean Debian as root: `make deb-test`")
+        pytest.skip("needs a package and a clean Debian, as root: make deb-test brings both")
     root = tmp_path_factory.mktemp("debian") / "root"
     shutil.copytree(BASE, root, symlinks=True)
     # Where this machine's apt finds packages, the clean one does too.
@@ -81,7 +81,7 @@ def installed(clean: Path) -> Path:
 def test_the_package_installs_in_a_clean_debian_and_tells_its_version(installed: Path) -> None:
     assert run(installed, "edgekit", "--version").startswith("edgekit, version ")
     assert "edgekit" in run(installed, "getent", "passwd", "edgekit")
-    status = run(installed, "edgekit", "device", "status")
+    status = run(installed, "runuser", "-u", "edgekit", "--", "edgekit", "device", "status")
     assert "daemon not running" in status
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit import messages, topics
+from edgekit import batches, messages, topics
 from edgekit.messages import Ack, Desired, Event, Message, Reported, Status, Telemetry
 from edgekit.signing import SigningKey, new_pair
 from tests import bundles
@@ -52,11 +52,14 @@ def mosquitto(tmp_path: Path) -> Iterator[int]:
 
 @pytest.fixture
 def heard(mosquitto: int, tmp_path: Path) -> Iterator[Path]:
-    """What `mosquitto_sub` prints of everything below `edgekit/v1`: topic, space, payload."""
+    """What `mosquitto_sub` prints of all below `edgekit/v1`: topic, space, payload in hex."""
     output = tmp_path / "heard.txt"
     with output.open("wb") as file:
         process = subprocess.Popen(
-            ["mosquitto_sub", "-p", str(mosquitto), "-v", "-q", "1", "-t", f"{topics.ROOT}/#"],
+            [
+                *("mosquitto_sub", "-p", str(mosquitto), "-F", "%t %x"),
+                *("-q", "1", "-t", f"{topics.ROOT}/#"),
+            ],
             stdout=file,
         )
         try:
@@ -103,7 +106,8 @@ def daemon(
 def payloads(heard: Path, leaf: str) -> list[bytes]:
     topic = topics.device(SITE, DEVICE, leaf).encode() + b" "
     lines = heard.read_bytes().splitlines()
-    return [line.removeprefix(topic) for line in lines if line.startswith(topic)]
+    found = [line.removeprefix(topic) for line in lines if line.startswith(topic)]
+    return [bytes.fromhex(line.decode()) for line in found]
 
 
 def test_a_rollout_works_and_every_documented_topic_is_seen(
@@ -125,7 +129,8 @@ def test_a_rollout_works_and_every_documented_topic_is_seen(
     for leaf, kind in PAYLOADS.items():
         wait_for(partial(payloads, heard, leaf), leaf)
         for payload in payloads(heard, leaf):
-            messages.decode(payload, kind, topic=leaf)
+            for text in batches.unpack(payload, topic=leaf):
+                messages.decode(text, kind, topic=leaf)
 
 
 def test_the_broker_says_that_a_killed_device_is_offline(daemon: EdgeDaemon, heard: Path) -> None:

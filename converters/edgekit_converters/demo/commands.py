@@ -47,7 +47,7 @@ def demo(keep: bool, out: Path, as_json: bool) -> None:
     # A service manager ends a program with SIGTERM; the processes of the demo end with it too.
     signal.signal(signal.SIGTERM, _interrupt)
     with Processes(folder / "logs") as processes:
-        story.prepare(place, say)
+        story.prepare(place, processes, say)
         built = story.build(place, processes, say)
         bundle = Path(built[place.profile]["path"])
         facts["build"] = built

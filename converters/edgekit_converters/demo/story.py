@@ -48,12 +48,18 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     broker_port: int
 
     @property
+    def fleet(self) -> Path:
+        """What `edgekit fleet init` makes."""
+        return self.folder / "fleet"
+
+    @property
     def key(self) -> Path:
-        return self.folder / "keys" / signing.KEY_FILE
+        """The release key: it signs bundles, and the repository that devices believe."""
+        return self.fleet / "release" / "release.key"
 
     @property
     def trust(self) -> Path:
-        return self.folder / "keys" / signing.PUBLIC_FILE
+        return self.fleet / "trust" / "release.pub"
 
     @property
     def coordinator(self) -> str:
@@ -61,7 +67,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def broker(self) -> str:
-        return f"mqtt://127.0.0.1:{self.broker_port}"
+        return f"mqtts://127.0.0.1:{self.broker_port}"
 
     @property
     def profile(self) -> str:
@@ -80,14 +86,22 @@ def choose_place(folder: Path) -> Place:
             return Place(folder=folder, coordinator_port=first, broker_port=free_port())
 
 
-def prepare(place: Place, say: Say) -> None:
-    """Write the models, the photographs and everybody's digits; make the signing key."""
+def prepare(place: Place, processes: Processes, say: Say) -> None:
+    """Write the models, the photographs and everybody's digits; make the fleet's keys."""
     write_lite0(place.folder / "lite0.onnx")
     photos.write_photos(place.folder, crops=CROPS)
     photos.write_pictures(place.folder / "pictures")
     digits.write_digits(place.folder / DIGITS, devices=DEVICES, seed=1)
     (place.folder / DIGITS / "recipe.yaml").write_text(_DIGITS_RECIPE, "utf-8")
-    signing.new_pair(place.folder / "keys")
+    processes.run(
+        "fleet",
+        edgekit(
+            *("fleet", "init", place.fleet, "--site", SITE, "--broker", place.broker),
+            *("--repository", f"{place.coordinator}/repository/"),
+            *("--coordinator", place.coordinator),
+        ),
+        timeout_s=_STEP_LIMIT_S,
+    )
     size_mb = (place.folder / "lite0.onnx").stat().st_size / 1e6
     count = len(photos.photos())
     say(
@@ -139,15 +153,20 @@ def serve(place: Place, bundle: Path, processes: Processes, say: Say) -> dict[st
 
 def start_fleet(place: Place, processes: Processes, say: Say) -> None:
     """Start a broker, a coordinator and three daemons, and wait until all are seen online."""
-    state = place.folder / "fleet"
+    state = place.folder / "state"
     listen = f"127.0.0.1:{place.broker_port}"
-    processes.start("broker", edgekit("broker", "--listen", listen, "--state", state / "broker"))
+    processes.start(
+        "broker",
+        edgekit(
+            *("broker", "--fleet", place.fleet, "--listen", listen),
+            *("--state", state / "broker"),
+        ),
+    )
     processes.start(
         "coordinator",
         edgekit(
-            *("coordinator", "--listen", f"127.0.0.1:{place.coordinator_port}"),
-            *("--broker", place.broker, "--state", state / "coordinator", "--site", SITE),
-            *("--trust", place.trust, "--key", place.key),
+            *("coordinator", "--fleet", place.fleet, "--state", state / "coordinator"),
+            *("--listen", f"127.0.0.1:{place.coordinator_port}"),
         ),
     )
     processes.wait(
@@ -157,7 +176,9 @@ def start_fleet(place: Place, processes: Processes, say: Say) -> None:
         timeout_s=_STEP_LIMIT_S,
     )
     for number in range(1, DEVICES + 1):
-        processes.start(f"device-{number}", edgekitd(_configure(place, number)))
+        config = _configure(place, number)
+        _enroll(place, number, config, processes)
+        processes.start(f"device-{number}", edgekitd(config))
     processes.wait(
         "coordinator",
         f"{DEVICES} devices online",
@@ -166,8 +187,9 @@ def start_fleet(place: Place, processes: Processes, say: Say) -> None:
     )
     say(
         "fleet",
-        f"a broker, a coordinator and {DEVICES} daemons are up; this demo signs everything with "
-        "one key, a real fleet keeps the release key offline",
+        f"a broker, a coordinator and {DEVICES} daemons are up, each with a certificate of its "
+        "own; what they are told and what they install is signed. All keys are in one folder "
+        "here, a real fleet keeps root and release keys elsewhere",
     )
 
 
@@ -280,9 +302,7 @@ listen = "127.0.0.1:{place.device_port(number)}"
 keys = ["{place.trust}"]
 
 [fleet]
-insecure = true
-broker = "{place.broker}"
-repository = "{place.coordinator}/repository/"
+identity = "{folder / "state" / "identity"}"
 telemetry_interval_s = 2
 
 [update]
@@ -300,12 +320,39 @@ models = ["{DIGITS}"]
     return config
 
 
+def _enroll(place: Place, number: int, config: Path, processes: Processes) -> None:
+    """A key and a certificate for one device, against a token that works once."""
+    tokens = place.folder / "tokens" / f"device-{number}"
+    processes.run(
+        "token",
+        edgekit("fleet", "token", place.fleet, f"{SITE}/device-{number}", "--out", tokens),
+        timeout_s=_STEP_LIMIT_S,
+    )
+    (token,) = tokens.iterdir()
+    processes.run(
+        "enroll",
+        edgekit(
+            *("device", "enroll", "--token-file", token, "--config", config),
+            *("--coordinator", place.coordinator),
+        ),
+        timeout_s=_STEP_LIMIT_S,
+    )
+
+
 def _rollout(
     place: Place, bundle: Path, model: str, version: str, processes: Processes
 ) -> dict[str, Any]:
     """Publish a bundle, roll it out to one device and then all, and wait until that has ended."""
     at = ("--coordinator", place.coordinator)
-    processes.run("publish", edgekit("publish", bundle, *at), timeout_s=_STEP_LIMIT_S)
+    processes.run(
+        "publish", edgekit("publish", bundle, "--fleet", place.fleet), timeout_s=_STEP_LIMIT_S
+    )
+    processes.wait(
+        "coordinator",
+        f"{model} {version} among the bundles",
+        lambda: _is_published(place, model, version),
+        timeout_s=_STEP_LIMIT_S,
+    )
     created = processes.run(
         "rollout",
         edgekit(
@@ -323,6 +370,11 @@ def _rollout(
         "coordinator", f"the rollout of {model} {version}", ended, timeout_s=_STEP_LIMIT_S
     )
     return shown
+
+
+def _is_published(place: Place, model: str, version: str) -> bool:
+    found = get(f"{place.coordinator}/api/bundles") or {"bundles": []}
+    return any((b["name"], b["version"]) == (model, version) for b in found["bundles"])
 
 
 def _online(place: Place, processes: Processes) -> list[str]:

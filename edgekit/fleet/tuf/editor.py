@@ -3,8 +3,8 @@
 Promise: a static server over the folder never shows a state that does not fit together, and a
 process that is killed at any moment leaves the old state or the new one. Metadata is written under
 names that carry a version and that nobody asks for yet; `timestamp.json`, renamed into place last,
-is what makes them count. One change at a time: a lock outside the served folder is held from reading
-to renaming.
+is what makes them count. One change at a time: a lock outside the served folder is held from
+reading to renaming.
 
 No two files of targets metadata ever have the same version, whichever their roles. All bins are
 signed by one key and do not say which bin they are; a server that gave one bin for another of the

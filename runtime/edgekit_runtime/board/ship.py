@@ -13,7 +13,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -32,6 +31,7 @@ from edgekit.errors import EngineNotInstalled, LinkError, StorageError, UsageErr
 from edgekit.manifest import Manifest
 from edgekit.structs import Strict
 from edgekit_runtime.board.figures import Board
+from edgekit_runtime.install import uv
 
 DISTRIBUTION = "edgekit-ml"
 # Engine to its package. Others come with the vendor's system, and --remote-python names a Python
@@ -224,14 +224,8 @@ def _is_foreign(version: str) -> bool:
 
 
 def _resolve(wanted: Sequence[str], *, platform: str, python: str, target: Path) -> None:
-    program = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
-    if program is None:
-        raise UsageError(
-            "wheels for a board are fetched with uv, which is not here",
-            hint="pip install uv, or use --remote-python",
-        )
     command = [
-        *(program, "pip", "install", "--quiet", "--python", sys.executable),
+        *(uv.program(), "pip", "install", "--quiet", "--python", sys.executable),
         *("--target", str(target), "--python-version", python, "--python-platform", platform),
         *("--only-binary", ":all:", "--no-compile-bytecode", "--", *wanted),
     ]

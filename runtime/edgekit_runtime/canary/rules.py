@@ -10,14 +10,14 @@ the rate of false rollbacks (Bonferroni).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgekit.structs import Strict
 from edgekit_runtime.canary import blocks
 from edgekit_runtime.canary.betting import evidence, interval
-from edgekit_runtime.canary.samples import Measure, Samples, measures
+from edgekit_runtime.canary.samples import Measure, Numbers, Samples, measures
 from edgekit_runtime.canary.settings import CanarySection
 from edgekit_runtime.canary.verdict import Decision, Verdict
 from edgekit_runtime.update.reasons import Reason
@@ -96,19 +96,15 @@ def figures(samples: Samples, *, block: int) -> dict[str, float | int]:
     return told
 
 
-def _measured(
-    samples: Samples, settings: CanarySection
-) -> list[tuple[Measure, NDArray[np.float64]]]:
+def _measured(samples: Samples, settings: CanarySection) -> Iterator[tuple[Measure, Numbers]]:
     """What can be compared of these versions: not all have a confidence."""
-    columns = {field: samples.column(field) for field in measures(settings)}
-    return [
-        (measure, columns[field])
-        for field, measure in measures(settings).items()
-        if not np.isnan(columns[field]).all()
-    ]
+    for measure in measures(settings):
+        values = samples.column(measure.field)
+        if not np.isnan(values).all():
+            yield measure, values
 
 
-def _shown(measure: Measure, values: NDArray[np.float64], length: int) -> tuple[float, float]:
+def _shown(measure: Measure, values: Numbers, length: int) -> tuple[float, float]:
     """Evidence that a version is not bad, and that it is not good."""
     promoting = blocks.means(measure.promoting(values), length)
     resisting = blocks.means(measure.resisting(values), length)

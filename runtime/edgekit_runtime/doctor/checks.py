@@ -10,10 +10,11 @@ import msgspec
 from packaging.requirements import InvalidRequirement, Requirement
 
 from edgekit.profile import DeviceProfile, EngineSpec
-from edgekit_runtime.doctor.facts import Facts, normal
+from edgekit_runtime.doctor.facts import Facts
 from edgekit_runtime.doctor.findings import Finding, Status
 from edgekit_runtime.engines import plugins
 from edgekit_runtime.install import access, wheels
+from edgekit_runtime.install.wheels import normal
 
 FLOOR = (3, 10)
 _EXTRA = "device"

@@ -9,13 +9,13 @@ from pathlib import Path
 from edgekit.errors import ProfileError
 from edgekit.profile import DeviceProfile
 from edgekit.structs import Strict
+from edgekit_runtime.board.ship import DISTRIBUTION
 from edgekit_runtime.doctor import checks, facts, installed
 from edgekit_runtime.doctor.facts import Facts
 from edgekit_runtime.doctor.findings import Finding
 from edgekit_runtime.doctor.installed import Held
 from edgekit_runtime.doctor.ties import Tie
 from edgekit_runtime.install import profiles, unit
-from edgekit_runtime.install.wheels import DISTRIBUTION
 
 _UNITS = (unit.FOLDER, Path("/lib/systemd/system"), Path("/usr/lib/systemd/system"))
 

@@ -15,6 +15,7 @@ from edgekit.structs import Strict
 from edgekit_runtime import sysfs
 from edgekit_runtime.engines import versions
 from edgekit_runtime.engines.library import installed
+from edgekit_runtime.install.wheels import normal
 
 _LIBRARY_FOLDERS = ("usr/lib", "usr/lib/*-linux-gnu*", "usr/local/lib", "lib", "opt/*/lib")
 # How Debian's packages begin that bring a driver; the version is theirs.
@@ -95,11 +96,6 @@ def gather(*, libraries: tuple[str, ...] = (), root: Path = Path("/")) -> Facts:
         firmware=dict(_firmware(root)),
         devices=tuple(_devices(root)),
     )
-
-
-def normal(name: str) -> str:
-    """A distribution's name as indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def drivers(root: Path) -> dict[str, str]:

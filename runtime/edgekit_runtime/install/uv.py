@@ -23,7 +23,8 @@ def program() -> str:
     found = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if found is None:
         raise UsageError(
-            "wheels for a board are fetched with uv, which is not here", hint="pip install uv"
+            "wheels for a board are fetched with uv, which is not here",
+            hint="pip install uv; `bench --device` can also use --remote-python",
         )
     return found
 

@@ -25,9 +25,10 @@ from edgekit import bundle, storage
 from edgekit.errors import UsageError
 from edgekit.profile import DeviceProfile
 from edgekit.structs import Strict
+from edgekit_runtime.board.ship import DISTRIBUTION
 from edgekit_runtime.install import profiles, uv, wheels
 from edgekit_runtime.install.script import install_script
-from edgekit_runtime.install.wheels import DISTRIBUTION, Goal, Missing
+from edgekit_runtime.install.wheels import Goal, Missing
 
 _REQUIREMENTS, _SUMS, _SCRIPT = "requirements.txt", "SHA256SUMS", "install.sh"
 _WHEELS, _TOOLS = "wheels", "tools"

@@ -13,17 +13,13 @@ from pathlib import PurePath
 from edgekit.errors import UsageError
 from edgekit.profile import DeviceProfile, EngineSpec
 from edgekit.structs import Strict
-from edgekit_runtime.engines import plugins
+from edgekit_runtime.board import ship
+from edgekit_runtime.board.ship import DISTRIBUTION
+from edgekit_runtime.engines import plugins, rknn
 from edgekit_runtime.install.profiles import require_daemon
 
-DISTRIBUTION = "edgekit-ml"
 # Engine to its package, where an index has one.
-PACKAGES: Mapping[str, str] = {
-    "onnxruntime": "onnxruntime",
-    "litert": "ai-edge-litert",
-    "openvino": "openvino",
-    "rknn": "rknn-toolkit-lite2",
-}
+PACKAGES: Mapping[str, str] = {**ship.PACKAGES, "rknn": rknn.PACKAGE}
 _INDEX = "PyPI"
 # What runs on any board; the extra `device` brings it.
 _COMMON = "onnxruntime"
@@ -156,7 +152,12 @@ def name_of(wheel: PurePath) -> tuple[str, str]:
     parts = wheel.name.removesuffix(".whl").split("-")
     if wheel.suffix != ".whl" or len(parts) not in (5, 6):
         raise UsageError(f"{wheel} is not called as a wheel is: NAME-VERSION-…-PLATFORM.whl")
-    return re.sub(r"[-_.]+", "-", parts[0]).lower(), parts[1]
+    return normal(parts[0]), parts[1]
+
+
+def normal(name: str) -> str:
+    """A package's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def replaced_by(own: Sequence[PurePath]) -> tuple[str, ...]:
@@ -171,7 +172,7 @@ def replaced_by(own: Sequence[PurePath]) -> tuple[str, ...]:
 
 def plugin_packages() -> tuple[str, ...]:
     """Packages that add a provider to an engine rather than stand in its place."""
-    return tuple(module.replace("_", "-") for module in plugins.PACKAGES.values())
+    return tuple(normal(module) for module in plugins.PACKAGES.values())
 
 
 def default_engines(profile: DeviceProfile) -> tuple[str, ...]:
@@ -204,7 +205,7 @@ def _requirements(specs: Sequence[EngineSpec]) -> Iterator[str]:
         yield f"{PACKAGES[spec.name]}=={spec.version}.*"
         for provider in spec.providers:
             if provider.name in plugins.PACKAGES:
-                yield plugins.PACKAGES[provider.name].replace("_", "-")
+                yield normal(plugins.PACKAGES[provider.name])
 
 
 def _missing(specs: Sequence[EngineSpec], profile: DeviceProfile) -> Iterator[Missing]:

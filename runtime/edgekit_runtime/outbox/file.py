@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -50,11 +51,10 @@ _HELD = "SELECT count(*), coalesce(sum(length(payload)), 0) FROM messages"
 _NOTE_ACKED = (
     "INSERT INTO temp.acked VALUES (?, ?) ON CONFLICT DO UPDATE SET seq = max(seq, excluded.seq)"
 )
-_DELETE_ACKED = (
-    "DELETE FROM messages WHERE EXISTS (SELECT 1 FROM temp.acked AS a"
-    " WHERE a.boot = messages.boot AND a.seq >= messages.seq)"
-)
-_DELETE_OLDER = "DELETE FROM messages WHERE lived_ms < ? RETURNING rank, length(payload)"
+# Later positions have lived later, so the search ends at the first row that is young enough.
+_FIRST_YOUNG = "SELECT position FROM messages WHERE lived_ms >= ? ORDER BY position LIMIT 1"
+_DELETE_BEFORE = "DELETE FROM messages WHERE position < ? RETURNING rank, length(payload)"
+_FLOOR = f"SELECT m.seq{_OPEN_ROWS} AND m.boot = ? ORDER BY m.seq LIMIT 1"
 _OLDEST = "SELECT position, length(payload) FROM messages WHERE rank = ? ORDER BY position LIMIT ?"
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
@@ -105,15 +105,13 @@ class File:
         loss = Loss()
         oldest_ms = lived_ms - limits.age_ms
         with self._db:
-            self._db.execute(_DELETE_ACKED)
-            for rank, size in self._db.execute(_DELETE_OLDER, (oldest_ms,)).fetchall():
-                loss.note(rank, size)
+            self._delete_acked()
+            self._delete_older(oldest_ms, loss)
             rows, size_bytes = self.rows - loss.count, self.size_bytes - loss.size_bytes
             fresh = [entry for entry in entries if entry.lived_ms >= oldest_ms]
             kept, gone = self._make_room(fresh, rows, size_bytes, limits)
             self._free(free_bytes, below=max((entry.rank for entry in kept), default=0), loss=gone)
             self._db.executemany(_INSERT, kept)
-            self._db.execute("DELETE FROM temp.acked")
         for entry in set(entries).difference(fresh):
             gone.note(entry.rank, len(entry.payload))
         for rank, (count, size) in gone.items():
@@ -149,9 +147,8 @@ class File:
 
     def floors(self, boots: Iterable[str]) -> dict[str, int]:
         """The lowest number of each boot that is not acknowledged."""
-        query = f"SELECT min(m.seq){_OPEN_ROWS} AND m.boot = ?"
-        found = {boot: self._db.execute(query, (boot,)).fetchone()[0] for boot in boots}
-        return {boot: seq for boot, seq in found.items() if seq is not None}
+        found = {boot: self._db.execute(_FLOOR, (boot,)).fetchone() for boot in boots}
+        return {boot: row[0] for boot, row in found.items() if row is not None}
 
     def restart_log(self) -> None:
         """Bring the write-ahead log home, so that the next writes take its place, not new space.
@@ -169,6 +166,17 @@ class File:
 
     def close(self) -> None:
         self._db.close()
+
+    def _delete_acked(self) -> None:
+        for acked in self._db.execute("SELECT boot, seq FROM temp.acked").fetchall():
+            self._db.execute("DELETE FROM messages WHERE boot = ? AND seq <= ?", acked)
+        self._db.execute("DELETE FROM temp.acked")
+
+    def _delete_older(self, lived_ms: int, loss: Loss) -> None:
+        young = self._db.execute(_FIRST_YOUNG, (lived_ms,)).fetchone()
+        first = young[0] if young is not None else sys.maxsize
+        for rank, size in self._db.execute(_DELETE_BEFORE, (first,)).fetchall():
+            loss.note(rank, size)
 
     def _make_room(
         self, entries: Sequence[Entry], rows: int, size_bytes: int, limits: Limits

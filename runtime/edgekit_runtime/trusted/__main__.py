@@ -58,10 +58,9 @@ def answer(request: Request) -> Answer:
     try:
         storage.make_folder(request.state)
         with _locked(request):
-            root = request.root.read_bytes()
             for number, url in enumerate(request.urls):
                 share_s = (until - time.monotonic()) / (len(request.urls) - number)
-                verdict = _ask(request, url, root=root, limit_s=share_s)
+                verdict = _ask(request, url, limit_s=share_s)
                 if isinstance(verdict, Found):
                     return verdict
                 found.append(verdict)
@@ -75,9 +74,13 @@ def answer(request: Request) -> Answer:
     return verdicts.together(found)
 
 
-def _ask(request: Request, url: str, *, root: bytes, limit_s: float) -> Found | Failed | Passing:
+def _ask(request: Request, url: str, *, limit_s: float) -> Found | Failed | Passing:
     wall = datetime.now(timezone.utc)
-    fetcher = Fetcher(url, ca=request.ca)
+    try:
+        root, fetcher = request.root.read_bytes(), Fetcher(url, ca=request.ca)
+    except OSError as e:
+        damaged = f"{request.root} or {request.ca} cannot be read, {e}: enrol this device again"
+        return Failed(reason=verdicts.UNTRUSTED, detail=damaged)
     client = Client(url, root=root, state=request.state, wall=wall, fetcher=fetcher)
     try:
         with _within(limit_s):

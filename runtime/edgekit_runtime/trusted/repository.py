@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from edgekit import released
-from edgekit.errors import LinkError, StorageError
+from edgekit.errors import FleetError, LinkError, StorageError
 from edgekit.messages import Wanted
 from edgekit_runtime.trusted.target import (
     Answer,
@@ -81,10 +81,15 @@ class Repository:
             UpdateFailed: the repositories that answer cannot be trusted (repository_untrusted),
                 offer what has expired or is older than what was seen (repository_stale), answer
                 with errors (repository_refused) or do not have it (not_in_repository); this
-                board's clock or disk is in the way (clock_wrong, read_only, disk_full).
+                board's clock or disk is in the way (clock_wrong, read_only, disk_full); no bundle
+                can have this path (bad_url).
         """
+        try:
+            released.check_path(path)
+        except FleetError as e:
+            raise UpdateFailed(Reason.BAD_URL, e.with_hint) from e
         request = Request(
-            path=released.check_path(path),
+            path=path,
             urls=self._urls,
             root=self._root,
             state=self._state,

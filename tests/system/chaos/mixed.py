@@ -200,7 +200,8 @@ class Fleet:
         return int(self._rows(query)[0][0])
 
     def _rows(self, query: str) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(f"file:{self.store}?mode=ro", uri=True, timeout=30)) as db:
+        # Not read-only: where a coordinator was killed, the first who opens the file mends its log.
+        with closing(sqlite3.connect(self.store, timeout=60)) as db:
             return db.execute(query).fetchall()
 
 
