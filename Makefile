@@ -62,7 +62,7 @@ deb-test: deb ## Install the package in a clean Debian root, serve from it, purg
 	packaging/deb/test.sh dist $(BIN)/pytest
 
 system-deps: ## Install the Debian packages that some tests want.
-	apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients openssh-server qemu-user-static gcc libc6-dev systemd debootstrap
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients openssh-server qemu-user-static gcc libc6-dev systemd debootstrap faketime
 
 clean: ## Remove what the targets above made.
 	rm -rf .venv .venv-board .venv-signing .venv-torch dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -18,6 +18,8 @@ from edgekit.messages import About, DriftFigures, ModelState, Part, Telemetry
 
 _LOOKUP_LENGTH = 500
 
+Row = store.Row | Mapping[str, Any]
+
 parts = sa.Table(
     "parts",
     store.metadata,
@@ -73,7 +75,7 @@ class Told:
         store.upsert(connection, parts, list(self._rows.values()), replace=columns)
 
 
-def _is_later(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _is_later(row: Row, other: Row) -> bool:
     """Whether `row` is of a later message of the same boot than `other`."""
     return bool(row["boot"] == other["boot"] and row["seq"] > other["seq"])
 

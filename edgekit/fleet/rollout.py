@@ -160,14 +160,16 @@ def judge(
             words then may still be of that failure, and count only after `OLD_NEWS_S`.
 
     A device that was never reached is `late`, not failed: it moves when it comes back. One that
-    was reached and fell silent has failed, for the new bundle may be why.
+    was reached and fell silent has failed, for the new bundle may be why. One that still compares
+    the bundle on its live inputs has its own time limit, and says what came of it.
     """
     if taken and state.digest == digest and state.state in ("confirmed", "idle"):
         return Verdict("moved")
     old_news = failed_before and waited_s < OLD_NEWS_S
     if taken and not old_news and has_failed(state, digest=digest):
         return Verdict("failed", state.detail or state.reason or state.state)
-    if waited_s < timeout_s:
+    is_trying = online and state.state == "canary" and state.target_digest == digest
+    if waited_s < timeout_s or (taken and is_trying):
         return Verdict("moving")
     if not taken and not online:
         return Verdict("late", f"offline for {waited_s:.0f} s")

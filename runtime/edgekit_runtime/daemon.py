@@ -244,10 +244,15 @@ class Daemon:
             updates=self._updater,
             set_interval=uplink.set_interval,
             is_linked=lambda: uplink.link.connected,
-            certificate_expires_ms=self._identity.expires_at_ms if self._identity else None,
+            certificate_expires_ms=self._certificate_expires_ms,
             on_loop=asyncio.get_running_loop().call_soon_threadsafe,
             clock=self._clock,
         )
+
+    def _certificate_expires_ms(self) -> int | None:
+        """Of the certificate as it is now: it is renewed while the daemon runs."""
+        again = read_identity(self._config) if self._identity else None
+        return again.expires_at_ms if again else None
 
     def _reread(self) -> Config | None:
         return None if self._path is None else read(self._path)

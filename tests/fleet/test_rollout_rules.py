@@ -143,6 +143,13 @@ def test_a_failure_of_long_ago_is_not_held_against_a_new_try() -> None:
     assert judge(state, failed_before=True, waited_s=30.0) == "failed"
 
 
+def test_a_device_that_compares_on_live_inputs_has_a_time_limit_of_its_own() -> None:
+    trying = ModelState(digest=BAD, target_digest=GOOD, state="canary")
+
+    assert judge(trying, waited_s=10_000) == "moving"
+    assert judge(trying, waited_s=10_000, online=False) == "failed"
+
+
 def test_silence_is_late_only_where_the_device_was_never_reached() -> None:
     nothing = ModelState()
 

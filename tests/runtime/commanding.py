@@ -76,7 +76,7 @@ def hands(state: Path, **given: Any) -> Hands:
         "updates": Shelf(),
         "set_interval": lambda _: None,
         "is_linked": lambda: True,
-        "certificate_expires_ms": None,
+        "certificate_expires_ms": lambda: None,
         "on_loop": lambda call: call(),
         "clock": ManualClock(),
     }

@@ -124,7 +124,7 @@ def test_diagnostics_tell_versions_models_disk_and_clock_and_no_secret(tmp_path:
     load(models, tmp_path)
     found = diagnostics.run(
         Diagnostics(),
-        hands(tmp_path, models=models, updates=shelf, certificate_expires_ms=1),
+        hands(tmp_path, models=models, updates=shelf, certificate_expires_ms=lambda: 1),
         never,
     )
     models.close()

@@ -47,7 +47,7 @@ class Hands:
         updates: the updater.
         set_interval: seconds between two telemetry messages from now on.
         is_linked: whether the broker is connected.
-        certificate_expires_ms: of the device's identity; `None` without one.
+        certificate_expires_ms: of the device's identity, as it is now; `None` without one.
         on_loop: has something called on the loop that serves.
         clock: for everything that takes or tells time.
     """
@@ -61,6 +61,6 @@ class Hands:
     updates: Updates
     set_interval: Callable[[float], None]
     is_linked: Callable[[], bool]
-    certificate_expires_ms: int | None
+    certificate_expires_ms: Callable[[], int | None]
     on_loop: Callable[[Callable[[], None]], object]
     clock: Clock

@@ -29,7 +29,7 @@ MODEL = "tiny"
 STATES = sorted(state.value for state in UNDER_WAY)
 # Short enough that a series of kills sees a canary through, long enough to be struck.
 CANARY = (
-    "[canary]\nmin_samples = 8\nspacing_s = 0.0\ncpu_share = 1.0\nlimit_s = 20\nidle_s = 5\n"
+    "[canary]\nmin_s = 0\nmin_samples = 8\nspacing_s = 0.0\ncpu_share = 1.0\nlimit_s = 20\nidle_s = 5\n"
     "agreement_good = 0.02\nagreement_bad = 0.01\n"
     "latency_ratio_good = 50\nlatency_ratio_bad = 100\n"
 )

@@ -42,7 +42,7 @@ def run(_: Diagnostics, hands: Hands, __: Wait) -> dict[str, Any]:
         "board": msgspec.to_builtins(sensors.read_board()),
         "clock": _clock(hands),
         "link": {"connected": hands.is_linked(), "interval_s": set_interval.kept_s(hands)},
-        "certificate_expires_ms": hands.certificate_expires_ms,
+        "certificate_expires_ms": hands.certificate_expires_ms(),
         "threads": sorted(thread.name for thread in threading.enumerate()),
     }
     return found
