@@ -34,6 +34,11 @@ SCRIPTS = (
     "device.delta",
     "device.canary",
     "device.tuf_refresh",
+    "device.link",
+    "device.telemetry_bytes",
+    "device.flash_writes",
+    "device.update_kills",
+    "device.mixed_kills",
     "fleet.ingest",
 )
 

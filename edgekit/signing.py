@@ -61,13 +61,19 @@ class PublicKey:
     def read(cls, path: Path) -> PublicKey:
         """Read a PEM file, raising `ConfigError` where it holds no P-256 public key."""
         try:
-            key = serialization.load_pem_public_key(_pem(path))
+            return cls.parse(_pem(path), what=str(path))
         except OSError as e:
             raise ConfigError(f"public key {path} cannot be read: {e.strerror}") from e
+
+    @classmethod
+    def parse(cls, pem: bytes, *, what: str) -> PublicKey:
+        """A key in PEM, raising `ConfigError` that names `what` where it is no P-256 key."""
+        try:
+            key = serialization.load_pem_public_key(pem)
         except (ValueError, UnsupportedAlgorithm) as e:
-            raise ConfigError(f"{path} is not a public key in PEM") from e
+            raise ConfigError(f"{what} is not a public key in PEM") from e
         if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)):
-            raise ConfigError(f"{path} is not a P-256 key", hint="edgekit keys new DIR makes one")
+            raise ConfigError(f"{what} is not a P-256 key", hint="edgekit keys new DIR makes one")
         return cls(key)
 
     def verify(self, signature: bytes, message: bytes) -> bool:

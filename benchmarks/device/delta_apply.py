@@ -35,7 +35,7 @@ def by_delta(old: Path, patch: Path, out: Path) -> Callable[[], None]:
 
 
 def by_bsdiff4(old: Path, patch: Path, out: Path) -> Callable[[], None]:
-    import bsdiff4  # type: ignore[import-untyped]
+    import bsdiff4
 
     return lambda: bsdiff4.file_patch(str(old), str(out), str(patch))
 

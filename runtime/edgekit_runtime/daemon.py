@@ -32,7 +32,7 @@ from edgekit_runtime.control.hands import Hands
 from edgekit_runtime.control.logring import LogRing
 from edgekit_runtime.desired import DesiredState
 from edgekit_runtime.drift_watch import Watch
-from edgekit_runtime.live import Live
+from edgekit_runtime.live import Live, public_keys
 from edgekit_runtime.lock import StateLock
 from edgekit_runtime.membership import Membership, read_identity
 from edgekit_runtime.notify import Notifier, keep_alive
@@ -85,8 +85,8 @@ class Daemon:
         self._identity = read_identity(config)
         keys = [PublicKey.read(path) for path in config.trust.keys]
         if self._identity is not None:
-            # Which of the fleet's keys may sign what is the signed repository's to say.
-            keys += [*self._identity.release_keys, *self._identity.control_keys]
+            # For what was installed before the signed repository named whose a bundle is.
+            keys += self._identity.release_keys
         self._compiled = Compiled(state / "compiled")
         self._models = Models(config.serve.settings, compiled=self._compiled)
         self._slots = Slots(state)
@@ -207,7 +207,7 @@ class Daemon:
             open_again = partial(
                 open_trusted,
                 self._slots.folder(model, record.active),
-                trusted=keys,
+                trusted=[*keys, *public_keys(record.slots[record.active].keys)],
                 insecure=False,
                 cache=self._config.state.folder,
             )

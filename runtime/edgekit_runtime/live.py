@@ -134,11 +134,12 @@ class Live(Generic[S]):
         self._kept: dict[str, Loaded[S]] = {}
         self._since: dict[str, float] = {}
 
-    def load(self, folder: Path, *, proven: bool = False) -> Loaded[S]:
+    def load(self, folder: Path, *, keys: Sequence[str] = (), proven: bool = False) -> Loaded[S]:
         """Check, open and probe what lies in a slot, raising `UpdateFailed` with the reason.
 
         Args:
             folder: the slot.
+            keys: who may have signed it beside the device's own keys (PEM).
             proven: whether it served here before: limits of latency and memory that it met once
                 are not held against it while a board is busy with its start.
         """
@@ -147,7 +148,7 @@ class Live(Generic[S]):
         except BundleError as e:
             raise UpdateFailed(Reason.SLOT_DAMAGED, str(e)) from e
         with failing_with_reason(), bundle:
-            key = bundle.verify(self._keys)
+            key = bundle.verify([*self._keys, *public_keys(keys)])
             served = self._serving.load(bundle, verified_by=key.id, proven=proven)
             manifest = bundle.manifest
             active = Active(
@@ -205,6 +206,11 @@ class Live(Generic[S]):
         """How often the engine failed in the present version."""
         loaded = self._loaded.get(model)
         return self._engine_failures(loaded.served) if loaded else 0
+
+
+def public_keys(pems: Sequence[str]) -> list[PublicKey]:
+    """Keys that the signed repository named."""
+    return [PublicKey.parse(pem.encode(), what="a key of the repository") for pem in pems]
 
 
 @contextmanager

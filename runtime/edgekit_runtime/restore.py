@@ -68,7 +68,11 @@ class Restore(Generic[S]):
         if record.active is None:
             return
         try:
-            loaded = self._live.load(self._slots.folder(model, record.active), proven=True)
+            loaded = self._live.load(
+                self._slots.folder(model, record.active),
+                keys=record.slots[record.active].keys,
+                proven=True,
+            )
         except UpdateFailed as e:
             self._fall_back(model, record, e.reason, str(e))
             return

@@ -72,8 +72,11 @@ class Source:
         limit_s: float,
         progress: Progress,
         wait: Wait,
-    ) -> Path:
+    ) -> tuple[str, ...]:
         """Bring the file of a bundle, whole, to where `part` says.
+
+        Returns the keys (PEM) of which one must have signed the bundle, as far as the repository
+        names any.
 
         Args:
             wanted: what is asked for.
@@ -99,14 +102,16 @@ class Source:
             tell=self._mended,
         )
         if self._repository is None:
-            return get(limit_s=limit_s)
+            get(limit_s=limit_s)
+            return ()
         deadline = self._clock.monotonic() + limit_s
         attempt, told = 0, None
         while True:
             try:
                 target = self._repository.find(wanted.url, cancelled=lambda: wait(0.0))
                 agree(target, wanted)
-                return get(target=target, limit_s=deadline - self._clock.monotonic())
+                get(target=target, limit_s=deadline - self._clock.monotonic())
+                return target.keys
             except Interrupted:
                 raise
             except (LinkError, UpdateFailed) as e:

@@ -18,7 +18,7 @@ from edgekit_runtime import bounded, update
 from edgekit_runtime.config import UpdateSection
 from edgekit_runtime.fetch import Interrupted, Wait, check
 from edgekit_runtime.journal import Journal
-from edgekit_runtime.live import Live, Loaded, failing_with_reason
+from edgekit_runtime.live import Live, Loaded, failing_with_reason, public_keys
 from edgekit_runtime.slots import Slots
 from edgekit_runtime.source import Source
 from edgekit_runtime.telemetry import Events, Level
@@ -121,7 +121,9 @@ class Steps(Generic[S]):
             raise UpdateFailed(reason, f"{detail}; there is no version to go back to")
         folder = self._slots.folder(model, record.previous)
         try:
-            loaded = self._live.kept(model, folder) or self._live.load(folder, proven=True)
+            loaded = self._live.kept(model, folder) or self._live.load(
+                folder, keys=record.slots[record.previous].keys, proven=True
+            )
         except UpdateFailed as e:
             raise UpdateFailed(reason, f"{detail}; the previous version fails: {e}") from e
         self._switch(model, update.rolled_back(record, reason, detail), loaded)
@@ -147,12 +149,13 @@ class Steps(Generic[S]):
         )
 
     def _fetch(self, model: str, record: Record, wish: Update) -> bool:
+        keys: tuple[str, ...] = ()
         if not update.holds_wanted(record):
             if self._source is None:
                 return False
             # Hours that wait for a window are none that a download takes.
             began_s = self._clock.monotonic() if self._limits.window is None else None
-            self._source.fetch(
+            keys = self._source.fetch(
                 wish.wanted,
                 base=self._base(model, record),
                 frees_bytes=self._slots.size(model, record.free),
@@ -161,7 +164,7 @@ class Steps(Generic[S]):
                 wait=self._wait,
             )
         self._progress.pop(model, None)
-        self._journal.write(model, update.move(self._journal.record(model), State.VERIFYING))
+        self._journal.write(model, update.fetched(self._journal.record(model), keys=keys))
         return True
 
     def _base(self, model: str, record: Record) -> tuple[Path, str] | None:
@@ -186,14 +189,14 @@ class Steps(Generic[S]):
             return True
         record = update.cleared(record, record.free)
         self._journal.write(model, record)
-        self._bounded(model, State.VERIFYING, lambda: self._unpack(model, record, part))
+        self._bounded(model, State.VERIFYING, lambda: self._unpack(model, record, wish, part))
         self._journal.write(model, update.staged(record))
         return True
 
-    def _unpack(self, model: str, record: Record, part: Path) -> None:
+    def _unpack(self, model: str, record: Record, wish: Update, part: Path) -> None:
         with failing_with_reason(), Bundle.open(part) as bundle:
             update.check(record, bundle.manifest, bundle.digest, model=model, profile=self._profile)
-            bundle.verify(self._keys)
+            bundle.verify([*self._keys, *public_keys(wish.keys)])
             self._slots.clear(model, record.free)
             self._slots.install(model, record.free, bundle)
 
@@ -206,7 +209,10 @@ class Steps(Generic[S]):
     def _probe(self, model: str, record: Record, wish: Update) -> bool:
         folder = self._slots.folder(model, wish.slot or record.free)
         loaded = self._bounded(
-            model, State.PROBING, lambda: self._live.load(folder), late=self._live.discard
+            model,
+            State.PROBING,
+            lambda: self._live.load(folder, keys=wish.keys),
+            late=self._live.discard,
         )
         if not self._live.can_try(model):
             self._switch(model, update.activated(record), loaded)

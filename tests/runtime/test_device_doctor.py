@@ -78,6 +78,7 @@ def board(**told: Any) -> Facts:
         machine="aarch64",
         system="Debian GNU/Linux 12 (bookworm)",
         python="3.11.2",
+        interpreter="/opt/edgekit/bin/python3",
         glibc="2.36",
         engines={},
         providers=(),

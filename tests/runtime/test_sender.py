@@ -17,7 +17,7 @@ from edgekit.messages import Event, Telemetry
 from edgekit_runtime.outbox import Kind, Outbox, Pending
 from edgekit_runtime.sender import ALONE_AFTER, IDLE_S, Sender, frames, without_gap
 from tests.clock import ManualClock
-from tests.runtime.test_outbox import BOOT, OTHER, event, make, telemetry
+from tests.runtime.outboxes import BOOT, OTHER, event, make, telemetry
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from edgekit_runtime.outbox import Kind, Outbox
 from edgekit_runtime.sender import Sender
 from edgekit_runtime.telemetry import Reporter, linger_s
 from tests.clock import ManualClock
-from tests.runtime.test_outbox import make
+from tests.runtime.outboxes import make
 
 BOOT = "0123456789abcdef"
 FIGURES = ModelFigures(model="tiny", version="1.0.0", variant="float", requests=3, errors=1)

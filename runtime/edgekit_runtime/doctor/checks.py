@@ -268,7 +268,7 @@ def _source(spec: EngineSpec, facts: Facts) -> str:
 
 def _pip(requirement: str, facts: Facts) -> str:
     if "pip" in facts.packages:
-        return f"python3 -m pip install '{requirement}'"
+        return f"{facts.interpreter} -m pip install '{requirement}'"
     return "sh install.sh  (of a new `edgekit device wheelhouse`)"
 
 

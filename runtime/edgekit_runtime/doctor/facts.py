@@ -7,6 +7,7 @@ import json
 import mmap
 import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +48,7 @@ class Facts(Strict, frozen=True, kw_only=True):
 
     Attributes:
         system: its name for itself, of `os-release`.
+        interpreter: of the environment that edgekit is installed in.
         glibc: None where its C library is another one.
         engines: name to version, of those that are here.
         providers: that onnxruntime has, without plugins.
@@ -60,6 +62,7 @@ class Facts(Strict, frozen=True, kw_only=True):
     machine: str
     system: str
     python: str
+    interpreter: str
     glibc: str | None
     engines: dict[str, str]
     providers: tuple[str, ...]
@@ -83,6 +86,7 @@ def gather(*, libraries: tuple[str, ...] = (), root: Path = Path("/")) -> Facts:
         machine=platform.machine(),
         system=_system(root),
         python=platform.python_version(),
+        interpreter=sys.executable,
         glibc=glibc if libc == "glibc" else None,
         engines=engines,
         providers=_providers() if "onnxruntime" in engines else (),

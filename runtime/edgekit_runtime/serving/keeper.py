@@ -62,7 +62,7 @@ class Keeper:
         self._due: list[tuple[float, int, Served, Rung]] = []
         self._thread: threading.Thread | None = None
         self._closing = False
-        self._beside_bytes = 0
+        self._beside: dict[object, int] = {}
 
     def attach(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """From now on models answer on this loop."""
@@ -128,12 +128,13 @@ class Keeper:
                 )
             with _reopened(served) as bundle:
                 session = self._opener.second(bundle, rung.variant)
-            self._beside_bytes += size_bytes
+            holding = object()
+            self._beside[holding] = size_bytes
         try:
             yield session
         finally:
             session.close()
-            self._beside_bytes -= size_bytes
+            del self._beside[holding]
 
     def drain(self, served: Served) -> None:
         """Let a model finish its batch and give back its memory; what comes waits meanwhile."""
@@ -277,7 +278,7 @@ class Keeper:
             if r.state == "ready"
         ]
         # What a canary holds is not closed for others, and counts as if it were needed, too.
-        needed = needed_bytes + self._beside_bytes
+        needed = needed_bytes + sum(list(self._beside.values()))
         return budget.make_room(
             holdings, needed_bytes=needed, budget_bytes=self._budget_bytes, what=what
         ), rungs

@@ -93,10 +93,15 @@ COUNTED: Mapping[State, Reason] = {
 
 
 class Installed(Strict, frozen=True, kw_only=True):
-    """What a slot holds, whole and once verified."""
+    """What a slot holds, whole and once verified.
+
+    Attributes:
+        keys: who may have signed it (PEM), as the signed repository said when it came.
+    """
 
     version: ModelVersion
     digest: Digest
+    keys: tuple[str, ...] = ()
 
 
 class Update(Strict, frozen=True, kw_only=True):
@@ -107,6 +112,8 @@ class Update(Strict, frozen=True, kw_only=True):
         attempts: how often the present state was begun.
         downloads: how often the download was begun from its first byte.
         slot: where the bundle was staged.
+        keys: who may have signed it (PEM), as the signed repository says; the device's own keys
+            count beside them.
         spent_s: how long the present state took before the daemon last ended, as far as that is on
             disk; its time limit counts on from there.
         progress: share of the present state that was done then.
@@ -120,6 +127,7 @@ class Update(Strict, frozen=True, kw_only=True):
     attempts: Annotated[int, msgspec.Meta(ge=1)] = 1
     downloads: Annotated[int, msgspec.Meta(ge=1)] = 1
     slot: SlotName | None = None
+    keys: tuple[str, ...] = ()
     spent_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     progress: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     reason: Reason | None = None

@@ -59,6 +59,11 @@ def move(record: Record, state: State) -> Record:
     return _moved(record, state)
 
 
+def fetched(record: Record, *, keys: tuple[str, ...]) -> Record:
+    """The file is here, and the repository said whose key must have signed it."""
+    return _with(_moved(record, State.VERIFYING), keys=keys)
+
+
 def failed(record: Record, reason: Reason, detail: str) -> Record:
     """The update ends; what serves goes on serving, and what was staged is given up."""
     slot = _update(record).slot
@@ -84,8 +89,10 @@ def cleared(record: Record, slot: SlotName) -> Record:
 
 def staged(record: Record) -> Record:
     """The free slot holds the wanted bundle, whole."""
-    wanted, slot = _update(record).wanted, record.free
-    held = Installed(version=wanted.version, digest=wanted.digest)
+    update, slot = _update(record), record.free
+    wanted = update.wanted
+    keys = record.slots[slot].keys if holds_wanted(record) else update.keys
+    held = Installed(version=wanted.version, digest=wanted.digest, keys=keys)
     record = msgspec.structs.replace(record, slots={**record.slots, slot: held})
     return _with(_moved(record, State.STAGED), slot=slot)
 
