@@ -19,12 +19,12 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "build": ("edgekit_converters.commands:build", "Build one signed bundle per profile."),
     "coordinator": ("edgekit.fleet.commands:coordinator", "Run the coordinator and dashboard."),
     "demo": ("edgekit_converters.demo.commands:demo", "Tell the whole story on this machine."),
-    "device": ("edgekit_runtime.device:device", "A board's own view: status, rollback."),
+    "device": ("edgekit_runtime.device:device", "A board's own view: enrol, install, status, doctor."),
     "doctor": (
         "edgekit_converters.doctor_commands:doctor",
         "Show what this machine can build, run and prove.",
     ),
-    "fleet": ("edgekit.fleet.commands:fleet", "Show the devices of a fleet."),
+    "fleet": ("edgekit.fleet.commands:fleet", "Make a fleet, let devices in and out, ask them."),
     "inspect": ("edgekit.inspect:inspect", "Show what a model or a bundle is."),
     "keys": ("edgekit.commands:keys", "Make signing keys."),
     "limits": (
@@ -49,7 +49,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 # Libraries that only some commands need: the extra that installs each.
 EXTRAS: Mapping[str, str] = {
     **dict.fromkeys(("onnx", "onnxslim", "PIL", "rich", "yaml"), "host"),
-    **dict.fromkeys(("onnxruntime", "paho", "tomli"), "device"),
+    **dict.fromkeys(
+        ("onnxruntime", "packaging", "paho", "tomli", "tuf", "zstandard"), "device"
+    ),
     **dict.fromkeys(
         ("nats_server", "prometheus_client", "sqlalchemy", "starlette", "uvicorn"), "coordinator"
     ),

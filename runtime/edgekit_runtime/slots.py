@@ -40,11 +40,11 @@ class Slots:
         self._state = state
         self._models = state / "models"
         self._requests = state / "requests"
-        for folder in (self._models, self._requests):
-            storage.make_folder(folder)
 
     def names(self) -> list[str]:
         """Every model that was ever installed or wanted here, sorted."""
+        if not self._models.is_dir():
+            return []
         return sorted(
             path.name
             for path in self._models.iterdir()

@@ -96,7 +96,7 @@ def test_a_state_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
 
     with pytest.raises(StorageError, match="file"):
-        Slots(tmp_path / "file")
+        Slots(tmp_path / "file").ask("tiny", "rollback")
 
 
 def test_two_daemons_cannot_share_a_state_folder(tmp_path: Path) -> None:

@@ -16,9 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from edgekit import envelope, messages, topics
 from edgekit.fleet.folder import FleetFolder
+from edgekit.fleet.repository import Published
+from edgekit.link import Broker, MqttLink
+from edgekit.messages import Desired, Wanted
 from edgekit.signing import SigningKey
 from tests import bundles
 from tests.system.daemons import NO_CANARY, EdgeDaemon, free_port, wait_for
@@ -152,6 +157,36 @@ class Fleet:
             *("--device", f"{SITE}/{name}", "--coordinator", self.url),
         )
         return int(made["id"])
+
+    def wanted(self, version: str) -> Wanted:
+        """How a device is told of a published version."""
+        found = [b for b in self.get("/api/bundles")["bundles"] if b["version"] == version]
+        return msgspec.convert(found[0], Published).wanted()
+
+    def want(self, serial: int, name: str, models: dict[str, Wanted]) -> None:
+        """Sign a wish as the coordinator does, for a device that it has no wishes for."""
+        wish = Desired(serial=serial, device=f"{SITE}/{name}", models=models)
+        signed = envelope.sign(
+            messages.encode(wish),
+            kind=envelope.DESIRED,
+            key=SigningKey.read(self.folder.control_key),
+        )
+        self.say(topics.device(SITE, name, topics.DESIRED), signed)
+
+    def say(self, topic: str, payload: bytes) -> None:
+        """Publish, retained, with the coordinator's rights."""
+        link = MqttLink(
+            Broker("127.0.0.1", self.port, tls=True),
+            client_id="another-coordinator",
+            filters=[],
+            on_message=lambda *_: None,
+            on_connect=lambda: None,
+            tls=self.folder.client_tls,
+        )
+        link.start()
+        wait_for(lambda: link.connected, "the link")
+        assert link.publish(topic, payload, retain=True)
+        link.close()
 
     def shown(self, name: str = DEVICE) -> dict[str, Any] | None:
         """What the coordinator knows of a device."""

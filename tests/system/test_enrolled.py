@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from edgekit import envelope, messages, topics
-from edgekit.link import Broker, MqttLink
 from edgekit.messages import Desired, Wanted
 from edgekit.signing import SigningKey
 from tests.system.daemons import EdgeDaemon, wait_for
@@ -77,23 +76,8 @@ def test_a_wish_that_the_fleet_did_not_sign_is_dropped(running: Fleet, device: E
 
     for payload in (plain, stranger, for_another, as_command):
         dropped = device.log.count("message dropped")
-        _say_as_coordinator(running, payload)
+        running.say(topics.device(SITE, DEVICE, topics.DESIRED), payload)
         wait_for(lambda: device.log.count("message dropped") > dropped, "the wish to be dropped")  # noqa: B023
 
     assert device.versions("tiny") == before
     assert running.state()["state"] == "confirmed"
-
-
-def _say_as_coordinator(running: Fleet, payload: bytes) -> None:
-    link = MqttLink(
-        Broker("127.0.0.1", running.port, tls=True),
-        client_id="another-coordinator",
-        filters=[],
-        on_message=lambda *_: None,
-        on_connect=lambda: None,
-        tls=running.folder.client_tls,
-    )
-    link.start()
-    wait_for(lambda: link.connected, "the link")
-    assert link.publish(topics.device(SITE, DEVICE, topics.DESIRED), payload)
-    link.close()

@@ -1,6 +1,6 @@
 """Access: what of a board's hardware its engines touch, so that a unit can close the rest.
 
-The nodes are those that the drivers' own documents and sources name; no unit was started on such a
+The nodes are those that the drivers are known to make; no unit was started on such a
 board. A name that is not there is passed over by systemd, so old and new names of one driver stand
 side by side. Where the names are not known the unit leaves devices open, and says so.
 """

@@ -46,7 +46,8 @@ def test_a_kill_at_any_moment_of_an_update_leaves_a_version_that_serves(
             more=update_kills.CANARY,
         )
         try:
-            outcome = update_kills.run(device, coordinator, repository, wishes, kills=KILLS, seed=7)
+            neighbours = update_kills.Insecure(coordinator, repository)
+            outcome = update_kills.run(device, neighbours, wishes, kills=KILLS, seed=7)
         finally:
             coordinator.link.close()
 

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -23,13 +23,17 @@ from edgekit.messages import Wanted
 from edgekit_runtime.slots import Slots
 from edgekit_runtime.update import UNDER_WAY, State
 from tests.bundles import FEATURES
+from tests.faults import GOOD, Conditions, LinkProxy
 from tests.system.daemons import Coordinator, EdgeDaemon, Repository, wait_for
+from tests.system.enrolled import DEVICE, Fleet
 
 MODEL = "tiny"
 STATES = sorted(state.value for state in UNDER_WAY)
-# Short enough that a series of kills sees a canary through, long enough to be struck.
+# Short enough that a series of kills sees a canary through, long enough to be struck. The versions
+# have nothing in common but their inputs, so that some canaries end by their time limit.
 CANARY = (
-    "[canary]\nmin_s = 0\nmin_samples = 8\nspacing_s = 0.0\ncpu_share = 1.0\nlimit_s = 20\nidle_s = 5\n"
+    "[canary]\nmin_s = 0\nmin_samples = 8\nspacing_s = 0.0\ncpu_share = 1.0\n"
+    'limit_s = 2\nidle_s = 5\non_timeout = "supervise"\n'
     "agreement_good = 0.02\nagreement_bad = 0.01\n"
     "latency_ratio_good = 50\nlatency_ratio_bad = 100\n"
 )
@@ -89,19 +93,51 @@ def ask(device: EdgeDaemon, rows: list[list[float]]) -> Any:
         connection.close()
 
 
+class Neighbours(Protocol):
+    """What tells a device what to serve, and what it fetches it from."""
+
+    def want(self, serial: int, wish: Wanted) -> None: ...
+
+    def slow(self, *, is_slow: bool) -> None:
+        """Whether downloads take long enough to be struck in the middle."""
+        ...
+
+
+class Insecure:
+    """A coordinator and a repository of a fleet without keys."""
+
+    def __init__(self, coordinator: Coordinator, repository: Repository) -> None:
+        self._coordinator = coordinator
+        self._repository = repository
+
+    def want(self, serial: int, wish: Wanted) -> None:
+        self._coordinator.want(serial, tiny=wish)
+
+    def slow(self, *, is_slow: bool) -> None:
+        self._repository.pace_s = 0.002 if is_slow else 0.0
+
+
+class Enrolled:
+    """A fleet with keys: signed wishes over TLS, and its signed repository behind a slow link."""
+
+    def __init__(self, running: Fleet, link: LinkProxy) -> None:
+        self._running = running
+        self._link = link
+
+    def want(self, serial: int, wish: Wanted) -> None:
+        self._running.want(serial, DEVICE, {MODEL: wish})
+
+    def slow(self, *, is_slow: bool) -> None:
+        self._link.set(Conditions(bytes_s=1_000_000) if is_slow else GOOD)
+
+
 def run(
-    device: EdgeDaemon,
-    coordinator: Coordinator,
-    repository: Repository,
-    wishes: list[Wanted],
-    *,
-    kills: int,
-    seed: int,
+    device: EdgeDaemon, neighbours: Neighbours, wishes: list[Wanted], *, kills: int, seed: int
 ) -> Outcome:
     """Kill a daemon so often while it updates itself between these bundles."""
     random, killed = Random(seed), Counter[str]()
     device.start()
-    coordinator.want(1, tiny=wishes[0])
+    neighbours.want(1, wishes[0])
     wait_for(lambda: device.versions(MODEL), "the first version")
     known = {wish.version for wish in wishes}
     serial = 1
@@ -109,9 +145,8 @@ def run(
         for _ in range(kills):
             serial += 1
             target = random.choice([*STATES, None])
-            # Slow enough to be caught in the middle, never the same bytes twice.
-            repository.pace_s = 0.002 if target == "fetching" else 0.0
-            coordinator.want(serial, tiny=wishes[serial % len(wishes)])
+            neighbours.slow(is_slow=target == "fetching")
+            neighbours.want(serial, wishes[serial % len(wishes)])
             if target is None:
                 time.sleep(random.random() * 1.5)
             else:
@@ -120,14 +155,14 @@ def run(
             killed[device.update_state(MODEL)] += 1
             device.kill()
             _check_record(device.state)
-            repository.pace_s = 0.0
+            neighbours.slow(is_slow=False)
             device.start()
             versions = wait_for(lambda: device.versions(MODEL), "a version that serves")
             assert len(versions) == 1
             assert versions[0] in known
     serial += 1
     last = wishes[serial % len(wishes)]
-    coordinator.want(serial, tiny=last)
+    neighbours.want(serial, last)
     with Traffic(device):
         wait_for(
             lambda: (
