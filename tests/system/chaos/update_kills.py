@@ -184,9 +184,9 @@ def left_behind(state: Path) -> list[str]:
     }
     found = [
         *(path for path in (state / "models").glob("*/*") if path.is_dir() and path not in named),
-        *(state / "fetch").iterdir(),
+        *(state / "fetch").glob("*"),
         *state.rglob(".*.tmp"),
-        *(state / "requests").iterdir(),
+        *(state / "requests").glob("*"),
     ]
     return sorted(str(path.relative_to(state)) for path in found)
 
