@@ -19,7 +19,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "build": ("edgekit_converters.commands:build", "Build one signed bundle per profile."),
     "coordinator": ("edgekit.fleet.commands:coordinator", "Run the coordinator and dashboard."),
     "demo": ("edgekit_converters.demo.commands:demo", "Tell the whole story on this machine."),
-    "device": ("edgekit_runtime.device:device", "A board's own view: enrol, install, status, doctor."),
+    "device": ("edgekit_runtime.device:device", "A board's own view: install, enrol, doctor."),
     "doctor": (
         "edgekit_converters.doctor_commands:doctor",
         "Show what this machine can build, run and prove.",
@@ -49,9 +49,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 # Libraries that only some commands need: the extra that installs each.
 EXTRAS: Mapping[str, str] = {
     **dict.fromkeys(("onnx", "onnxslim", "PIL", "rich", "yaml"), "host"),
-    **dict.fromkeys(
-        ("onnxruntime", "packaging", "paho", "tomli", "tuf", "zstandard"), "device"
-    ),
+    **dict.fromkeys(("onnxruntime", "packaging", "paho", "tomli", "tuf", "zstandard"), "device"),
     **dict.fromkeys(
         ("nats_server", "prometheus_client", "sqlalchemy", "starlette", "uvicorn"), "coordinator"
     ),

@@ -9,12 +9,13 @@ environment of its own: so it needs nothing but the runtime.
 
 from __future__ import annotations
 
-from tests.fuzz import bundles, commands, enrolment, heads, memory, requests
+from tests.fuzz import bundles, commands, desired, enrolment, heads, memory, requests
 from tests.fuzz.target import Target
 
 TARGETS: dict[str, Target] = {
     **bundles.TARGETS,
     **commands.TARGETS,
+    **desired.TARGETS,
     **enrolment.TARGETS,
     **heads.TARGETS,
     **requests.TARGETS,
