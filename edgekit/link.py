@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 # Above this a broker may close the connection, and the client would send the same for ever.
 MAX_PACKET_BYTES = 64 << 20
+# Of a packet beside its payload: the longest topic, and what the protocol adds.
+OVERHEAD_BYTES = 66 << 10
 KEEPALIVE_S = 20
 MAX_IN_FLIGHT = 200
 
@@ -101,6 +103,7 @@ class MqttLink:
         on_connect: called in the link's thread after the subscriptions were asked for.
         will: what the broker says when this client is gone.
         tls: for `mqtts://`.
+        max_payload_bytes: a broker that sends a longer one loses the connection, before it is read.
 
     Raises:
         ConfigError: `mqtts://` without certificates, or with files that are none.
@@ -116,18 +119,20 @@ class MqttLink:
         on_connect: Callable[[], None],
         will: Will | None = None,
         tls: Tls | None = None,
+        max_payload_bytes: int = MAX_PACKET_BYTES,
     ) -> None:
         # Imported here: it costs 90 ms, and a board without a fleet has no link.
         from paho.mqtt import client as mqtt
-        from paho.mqtt.enums import CallbackAPIVersion
+
+        from edgekit.mqtt_client import BoundedClient
 
         self._broker = broker
         self._filters = list(filters)
         self._on_message = on_message
         self._on_connect = on_connect
         self._success = mqtt.MQTT_ERR_SUCCESS
-        self._client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True
+        self._client = BoundedClient(
+            client_id=client_id, max_packet_bytes=max_payload_bytes + OVERHEAD_BYTES
         )
         self._client.max_inflight_messages_set(MAX_IN_FLIGHT)
         self._client.max_queued_messages_set(MAX_IN_FLIGHT)

@@ -49,8 +49,11 @@ class Address(NamedTuple):
                 hint="listen on 127.0.0.1, or add --insecure on a network that you trust",
             )
 
-    def bind(self, *, what: str) -> socket.socket:
-        """A socket bound to the address, raising `LinkError` where the port is taken."""
+    def bind(self, *, what: str, option: str = "--listen") -> socket.socket:
+        """A socket bound to the address that `option` gave.
+
+        Raises `LinkError` where the port is taken.
+        """
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -61,16 +64,24 @@ class Address(NamedTuple):
             if e.errno == errno.EADDRINUSE:
                 raise LinkError(
                     f"{what} cannot listen on {self}: the port is in use",
-                    hint="stop what listens there, or name another port with --listen",
+                    hint=f"stop what listens there, or name another port with {option}",
                 ) from e
             raise LinkError(f"{what} cannot listen on {self}: {e.strerror}") from e
         return bound
 
 
 class Claim:
-    """A folder that one process at a time may use; the lock ends with the process."""
+    """A folder that one process at a time may use; the lock ends with the process.
 
-    def __init__(self, folder: Path, *, what: str) -> None:
+    Args:
+        folder: made where it is missing.
+        what: who uses it, for messages.
+        instead: what else to do, for messages.
+    """
+
+    def __init__(
+        self, folder: Path, *, what: str, instead: str = "name another folder with --state"
+    ) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._descriptor = os.open(
@@ -78,8 +89,7 @@ class Claim:
             )
         except OSError as e:
             raise StorageError(
-                f"state folder {folder} cannot be used: {e.strerror}",
-                hint="name another folder with --state",
+                f"state folder {folder} cannot be used: {e.strerror}", hint=instead
             ) from e
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +97,7 @@ class Claim:
             os.close(self._descriptor)
             raise LinkError(
                 f"another {what} uses the state folder {folder}",
-                hint="stop it, or name another folder with --state",
+                hint=f"stop it, or {instead}",
             ) from e
 
     def release(self) -> None:

@@ -168,7 +168,7 @@ def coordinator(
     serve.run(settings, listen=address, devices=public, hosts=hosts, on_ready=ready)
 
 
-@click.group()
+@click.group(epilog="Example: edgekit fleet devices")
 def fleet() -> None:
     """Make a fleet, let devices in and out, show them."""
 
@@ -197,12 +197,17 @@ def devices(url: str, as_json: bool) -> None:
 
 
 def _device_line(device: dict[str, Any]) -> str:
-    models = [
-        f"{name} {model['state'].get('version') or '-'} ({model['state'].get('state', 'idle')})"
-        for name, model in device["models"].items()
-    ]
+    models = [_model(name, model["state"]) for name, model in device["models"].items()]
     state = "online " if device["online"] else "offline"
     return f"{device['device']:<30} {state}  {device['profile']:<20} {', '.join(models) or '-'}"
+
+
+def _model(name: str, found: dict[str, Any]) -> str:
+    """What serves; where an update is under way or did not stay, to which version and why."""
+    version, target = found.get("version"), found.get("target")
+    way = f"{version or '-'} → {target}" if target not in (None, version) else version or "-"
+    why = f", {found['reason']}" if found.get("reason") else ""
+    return f"{name} {way} ({found.get('state', 'idle')}{why})"
 
 
 def _logs() -> None:

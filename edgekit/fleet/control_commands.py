@@ -21,6 +21,13 @@ from edgekit.numbers import FloatRange
 
 _POLL_S = 0.3
 _WAITING = ("waiting", "sent", "running")
+# A device that is there has answered by then.
+_SILENT_POLLS = 10
+_HINTS = {
+    "expired": "edgekit fleet devices shows whether the device is online",
+    "interrupted": "nobody knows how far it came: look at the device, then ask anew",
+}
+_HINT = "docs/remote.md has every reason"
 _coordinator = click.option("--coordinator", "url", default=DEFAULT_URL, show_default=True)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _model = click.argument("model")
@@ -177,8 +184,12 @@ def _ask(asked: Asked, kind: Kind, args: dict[str, Value]) -> dict[str, Any]:
     }
     client = Client(asked.url)
     found = client.post("/api/commands", body, dict[str, Any])
+    polls = 0
     while asked.wait and found["state"] in _WAITING:
         time.sleep(_POLL_S)
+        polls += 1
+        if polls == _SILENT_POLLS:
+            click.echo(f"waiting; Ctrl-C leaves {found['id']} with the coordinator", err=True)
         found = client.get(f"/api/commands/{found['id']}", dict[str, Any])
     return found
 
@@ -192,9 +203,10 @@ def _finish(asked: Asked, found: dict[str, Any], *, lines: list[str]) -> None:
     if asked.as_json or lines:
         show(found, as_json=asked.as_json, lines=lines)
     if asked.wait and found["state"] != "done":
+        why = f": {_why(found)}" if _why(found) else ""
         raise FleetError(
-            f"command {found['id']} for {found['device']} is {found['state']}: {_why(found)}",
-            hint="edgekit fleet devices shows whether the device is online",
+            f"command {found['id']} for {found['device']} was not done ({found['state']}){why}",
+            hint=_HINTS.get(found["state"], _HINT),
         )
 
 

@@ -79,7 +79,16 @@ class Coordinator:
         self._clock = clock
         self._broker = link.Broker.parse(settings.broker)
         require_broker(self._broker, fleet=settings.fleet)
-        self._claim = Claim(settings.state, what="coordinator")
+        self._claims = [Claim(settings.state, what="coordinator")]
+        if settings.fleet is not None:
+            # A second one would take the first one's session and sign wishes of its own.
+            self._claims.append(
+                Claim(
+                    settings.fleet.coordinator,
+                    what="coordinator",
+                    instead="use that one: a fleet has one coordinator",
+                )
+            )
         self.registrar = (
             Registrar(settings.fleet, clock=clock) if settings.fleet is not None else None
         )
@@ -160,7 +169,8 @@ class Coordinator:
         self._steward.join()
         self._link.close()
         self.store.close()
-        self._claim.release()
+        for claim in self._claims:
+            claim.release()
 
     def wake(self) -> None:
         """Something changed: look after rollouts and desired states now."""

@@ -11,8 +11,9 @@ import click
 
 from edgekit import storage, topics
 from edgekit.clock import SystemClock
-from edgekit.errors import UsageError
+from edgekit.errors import MessageError, UsageError
 from edgekit.fleet.client import show
+from edgekit.numbers import FloatRange
 
 _folder = click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -71,7 +72,7 @@ def init(
     found(fleet, facts, clock=SystemClock(), hosts=hosts)
     document = {"fleet": str(folder), "facts": facts, "release_key": str(fleet.release_key)}
     lines = [
-        f"fleet {name} made in {folder}",
+        f"{folder} holds the fleet {name!r}",
         f"move {fleet.offline} to a medium of its own, and {fleet.release} to whoever releases",
         f"edgekit broker --fleet {folder} and edgekit coordinator --fleet {folder} start it",
     ]
@@ -82,7 +83,13 @@ def init(
 @_folder
 @click.argument("names", metavar="SITE/DEVICE...", nargs=-1, required=True)
 @click.option("--count", type=click.IntRange(1, _MOST_TOKENS), help="NAME-1 to NAME-N.")
-@click.option("--hours", default=24.0, show_default=True, type=click.FloatRange(0.01, 8760.0))
+@click.option(
+    "--hours",
+    default=24.0,
+    show_default=True,
+    type=FloatRange(0.01, 8760.0),
+    help="How long a token waits to be used.",
+)
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="One file each, 0600."
 )
@@ -142,12 +149,22 @@ def members(folder: Path, as_json: bool) -> None:
         + ("revoked" if entry.revoked_ms is not None else f"until {_day(entry.expires_ms)}")
         for entry in found
     ]
-    show({"members": found}, as_json=as_json, lines=lines or ["no device is enrolled"])
+    show(
+        {"members": [entry._asdict() for entry in found]},
+        as_json=as_json,
+        lines=lines or ["no device is enrolled"],
+    )
 
 
 @click.command(epilog="Example: edgekit fleet revoke berlin/cam-1 --fleet fleet/")
 @click.argument("name", metavar="SITE/DEVICE")
-@click.option("--fleet", "folder", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--fleet",
+    "folder",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the fleet.",
+)
 @_json
 def revoke(name: str, folder: Path, as_json: bool) -> None:
     """Cut a device off: its certificates, its tokens, its rights at the broker, its live session.
@@ -188,7 +205,10 @@ def _parse(name: str, sites: tuple[str, ...]) -> tuple[str, str]:
     match = re.fullmatch(r"([^/]+)/([^/]+)", name)
     if match is None:
         raise UsageError(f"{name!r} is not SITE/DEVICE", hint="for example berlin/cam-1")
-    site, device = topics.check_id(match[1], "site"), topics.check_id(match[2], "device")
+    try:
+        site, device = topics.check_id(match[1], "site"), topics.check_id(match[2], "device")
+    except MessageError as e:
+        raise UsageError(e.message, hint=e.hint) from e
     if site not in sites:
         raise UsageError(f"this fleet has no site {site}", hint=f"it has {', '.join(sites)}")
     return site, device

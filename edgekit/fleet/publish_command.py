@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgekit.errors import UsageError
+from edgekit.errors import UntrustedError, UsageError
 from edgekit.fleet.client import DEFAULT_URL, Client, show
 
 
@@ -55,7 +55,13 @@ def _sign(bundle: Path, folder: Path, *, deltas: bool) -> dict[str, Any]:
     from edgekit.fleet.folder import FleetFolder
     from edgekit.fleet.tuf.publish import publish as sign
 
-    added = sign(FleetFolder(folder), bundle, clock=SystemClock(), deltas=deltas)
+    fleet = FleetFolder(folder)
+    try:
+        added = sign(fleet, bundle, clock=SystemClock(), deltas=deltas)
+    except UntrustedError as e:
+        raise UntrustedError(
+            f"{bundle}: {e.message}", hint=f"edgekit build … --key {fleet.release_key} signs it"
+        ) from e
     entry = added.entry
     name, version, profile = entry.key
     return {

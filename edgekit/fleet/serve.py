@@ -47,7 +47,8 @@ def run(
     # Its start and end are told by us; its warnings and tracebacks stay.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     with ExitStack() as sockets:
-        bound = [sockets.enter_context(_bind(one)) for one in (listen, devices) if one is not None]
+        wanted = (("--listen", listen), ("--devices", devices))
+        bound = [sockets.enter_context(_bind(one, option)) for option, one in wanted if one]
         address, *others = (_address(one) for one in bound)
         public = others[0] if others else None
         coordinator = Coordinator(settings, clock=SystemClock())
@@ -91,8 +92,8 @@ def run(
         )
 
 
-def _bind(address: Address) -> socket.socket:
-    bound = address.bind(what="the coordinator")
+def _bind(address: Address, option: str) -> socket.socket:
+    bound = address.bind(what="the coordinator", option=option)
     bound.listen(_BACKLOG)
     return bound
 

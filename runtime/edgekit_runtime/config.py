@@ -264,6 +264,7 @@ class Config(Strict, frozen=True, kw_only=True):
 
 
 _SECTIONS = ", ".join(Config.__struct_fields__)
+_HINT = 'docs/device.md has every field, such as [update] window = "02:00-05:30"'
 
 
 def read(path: Path) -> Config:
@@ -293,7 +294,9 @@ def decode(raw: bytes, *, what: str) -> Config:
     try:
         return msgspec.convert(tree, Config, dec_hook=_path)
     except msgspec.ValidationError as e:
-        raise ConfigError(f"{what}: {e}", hint=f"sections are {_SECTIONS}") from e
+        is_about_sections = "$" not in str(e)
+        hint = f"sections are {_SECTIONS}" if is_about_sections else _HINT
+        raise ConfigError(f"{what}: {e}", hint=hint) from e
 
 
 def _path(kind: type, value: object) -> Path:

@@ -148,7 +148,7 @@ class Daemon:
                 self._trainer.start()
                 ending.callback(self._trainer.close, timeout_s=STOP_LIMIT_S)
             self._updater.start()
-            ending.callback(self._updater.close, timeout_s=STOP_LIMIT_S)
+            ending.push_async_callback(self._end_updates)
             # First to end: joining the threads above blocks the loop.
             ending.push_async_callback(self._server.close, timeout_s=STOP_LIMIT_S)
             notifier.ready()
@@ -160,10 +160,19 @@ class Daemon:
 
     def _parts(self) -> dict[str, Callable[[], bool]]:
         """What must live for the daemon to be well."""
-        parts = {"update": lambda: self._updater.is_alive}
+        parts = {
+            "update": lambda: self._updater.is_alive,
+            # While an engine hangs none can be opened: what made room for it answers again only
+            # after the next start.
+            "models": lambda: self._models.are_ready or not self._updater.is_overdue,
+        }
         if (member := self._member) is not None:
             parts["outbox"] = lambda: member.uplink.is_alive
         return parts
+
+    async def _end_updates(self) -> None:
+        """Off the loop: what the update thread is about may still need it."""
+        await asyncio.to_thread(self._updater.close, timeout_s=STOP_LIMIT_S)
 
     def _changed(self) -> None:
         if self._member is not None:

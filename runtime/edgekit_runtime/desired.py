@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 
 from edgekit import storage
-from edgekit.errors import StorageError
 from edgekit.messages import Desired, Wanted
 
 log = logging.getLogger(__name__)
@@ -28,12 +27,13 @@ class DesiredState:
         self._path = folder / FILE
         self._lock = threading.Lock()
         self._taken = self._read()
+        self._floor = 0
         self._offered: Desired | None = None
 
     @property
     def serial(self) -> int:
         """Of what was last taken; 0 for nothing yet."""
-        return self._taken.serial if self._taken else 0
+        return max(self._floor, self._taken.serial if self._taken else 0)
 
     @property
     def models(self) -> dict[str, Wanted]:
@@ -50,11 +50,19 @@ class DesiredState:
         """Whether something waits to be taken."""
         return self._offered is not None
 
+    def remember(self, serial: int) -> None:
+        """Take note of a serial that was taken once, as other files say.
+
+        Else a broker could hand an older wish in where the file of this one was lost.
+        """
+        self._floor = max(self._floor, serial)
+
     def offer(self, desired: Desired) -> bool:
         """Hand over a desired state; one with a lower serial, or a known one, is ignored."""
         with self._lock:
             newest = self._offered or self._taken
-            if newest is not None and (desired.serial < newest.serial or desired == newest):
+            lowest = max(self._floor, newest.serial if newest else 0)
+            if desired.serial < lowest or desired == newest:
                 log.info("desired state ignored", extra={"serial": desired.serial})
                 return False
             self._offered = desired
@@ -81,9 +89,7 @@ class DesiredState:
             return msgspec.json.decode(self._path.read_bytes(), type=Desired)
         except FileNotFoundError:
             return None
-        except OSError as e:
-            raise StorageError(f"{self._path} cannot be read: {e.strerror}") from e
-        except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as e:
             # The broker retains it for us: it comes again with the next connection.
             log.error("desired state is damaged", extra={"path": str(self._path), "error": str(e)})
             return None

@@ -179,12 +179,14 @@ def _status(path: Path) -> dict[str, Any]:
             "detail": update.detail if update else None,
             "figures": update.figures if update else {},
         }
-    link = linkage.read(settings.state.folder) if settings.fleet else None
+    running = is_running(settings.state.folder)
+    # What a daemon that has ended wrote last says nothing about now.
+    link = linkage.read(settings.state.folder) if settings.fleet and running else None
     return {
         "site": settings.device.site,
         "device": settings.device.id,
         "profile": settings.device.profile,
-        "running": is_running(settings.state.folder),
+        "running": running,
         "link": msgspec.to_builtins(link),
         "models": models,
     }

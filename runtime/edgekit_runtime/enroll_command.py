@@ -54,7 +54,7 @@ def enroll(
     from edgekit_runtime.identity.enrol import enroll as enroll_device
 
     token = Token.parse(_token_text(token_file, text))
-    folder, name = _place(path, state)
+    folder, name, is_named = _place(path, state)
     identity = enroll_device(folder, token, coordinator=url, name=name, clock=SystemClock())
     found = {
         "device": identity.name,
@@ -67,6 +67,8 @@ def enroll(
         click.echo(json.dumps(found))
         return
     click.echo(f"{identity.name} is enrolled; its identity is in {folder}")
+    if not is_named:
+        click.echo(f'write this into the configuration: [fleet] identity = "{folder}"')
 
 
 def _token_text(file: Path | None, text: str | None) -> str:
@@ -86,12 +88,12 @@ def _token_text(file: Path | None, text: str | None) -> str:
         raise UsageError(f"token file {file} cannot be read: {e}") from e
 
 
-def _place(path: Path, state: Path | None) -> tuple[Path, str | None]:
-    """Where the identity goes, and who this board is configured to be."""
+def _place(path: Path, state: Path | None) -> tuple[Path, str | None, bool]:
+    """Where the identity goes, who this board is, and whether its configuration names it."""
     from edgekit_runtime import config
 
     if state is not None:
-        return state / "identity", None
+        return state / "identity", None, False
     settings = config.read(path)
     fleet = settings.fleet
     if fleet is not None and fleet.insecure:
@@ -101,4 +103,4 @@ def _place(path: Path, state: Path | None) -> tuple[Path, str | None]:
         )
     own = fleet.identity if fleet is not None else None
     folder = own or settings.state.folder / "identity"
-    return folder, f"{settings.device.site}/{settings.device.id}"
+    return folder, f"{settings.device.site}/{settings.device.id}", own is not None

@@ -46,13 +46,19 @@ class Journal:
         self._slots.write(model, record)
         self.hold(model, record)
 
-    def write_if_possible(self, model: str, record: Record) -> None:
-        """For what must be said, and acted on, also by a disk that takes nothing any more."""
+    def write_if_possible(self, model: str, record: Record) -> bool:
+        """For what must be said, and acted on, also by a disk that takes nothing any more.
+
+        Returns whether it is on disk.
+        """
         try:
             self._slots.write(model, record)
+            is_durable = True
         except StorageError as e:
             log.error("record is not on disk", extra={"model": model, "error": str(e)})
+            is_durable = False
         self.hold(model, record)
+        return is_durable
 
     def hold(self, model: str, record: Record) -> None:
         """Keep a record in memory alone: the daemon's next start knows nothing of it."""

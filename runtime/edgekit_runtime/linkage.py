@@ -19,12 +19,15 @@ from edgekit.clock import Clock
 from edgekit.errors import StorageError
 from edgekit.messages import Count, Text
 from edgekit.structs import Strict
+from edgekit_runtime.outbox.allowance import Allowance
 from edgekit_runtime.telemetry import Events
 
 log = logging.getLogger(__name__)
 
 FILE = "link.json"
 _LOOK_S = 1.0
+# A broker that takes and refuses a device in turns must not write its flash full.
+_BURST, _EVERY_S = 20, 600.0
 
 
 class Trouble(Enum):
@@ -101,21 +104,26 @@ class Linkage:
         self._events = events
         self._clock = clock
         self._known: tuple[bool, Trouble | None] | None = None
+        self._allowance = Allowance(burst=_BURST, every_s=_EVERY_S, now_s=clock.monotonic())
 
     async def watch(self) -> None:
         """Look, until cancelled."""
         while True:
-            self.look()
+            # It writes: a disk that is slow must not hold requests up.
+            await asyncio.to_thread(self.look)
             await asyncio.sleep(_LOOK_S)
 
     def look(self) -> None:
-        """Take notice of a change: a write of one small file, at most one for each change."""
+        """Take notice of a change: a write of one small file, at most one for each change.
+
+        Of changes that come and go for hours only some are noticed.
+        """
         up, refused = self._link.connected, self._link.refused
         if not up and refused is None:
             # It connects for the first time, or has just been lost: nothing is known yet.
             return
         trouble = None if up else trouble_of(refused or "")
-        if (up, trouble) == self._known:
+        if (up, trouble) == self._known or not self._allowance.take(self._clock.monotonic()):
             return
         self._known = up, trouble
         status = LinkStatus(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ from edgekit.errors import (
     GoldenMismatch,
     LatencyExceeded,
     MemoryExceeded,
+    Overloaded,
     PlacementBroken,
     StorageError,
     UntrustedError,
@@ -43,6 +44,7 @@ _REASONS: tuple[tuple[type[EdgekitError], Reason], ...] = (
     (MemoryExceeded, Reason.PROBE_MEMORY),
     (EngineNotInstalled, Reason.NO_ENGINE),
     (EngineError, Reason.ENGINE_ERROR),
+    (Overloaded, Reason.PROBE_MEMORY),
     (StorageError, Reason.DISK_FULL),
 )
 
@@ -60,6 +62,10 @@ class Serving(Protocol[S]):
 
     def keeps(self, served: S) -> bool:
         """Whether it was kept, and has not been closed since."""
+        ...
+
+    def present(self, served: S) -> S:
+        """What serves under its name and version by now: itself, or the same opened anew."""
         ...
 
     def release(self, name: str) -> None:
@@ -134,11 +140,19 @@ class Live(Generic[S]):
         self._kept: dict[str, Loaded[S]] = {}
         self._since: dict[str, float] = {}
 
-    def load(self, folder: Path, *, keys: Sequence[str] = (), proven: bool = False) -> Loaded[S]:
+    def load(
+        self,
+        folder: Path,
+        *,
+        digest: str | None = None,
+        keys: Sequence[str] = (),
+        proven: bool = False,
+    ) -> Loaded[S]:
         """Check, open and probe what lies in a slot, raising `UpdateFailed` with the reason.
 
         Args:
             folder: the slot.
+            digest: of the bundle that the record says lies there.
             keys: who may have signed it beside the device's own keys (PEM).
             proven: whether it served here before: limits of latency and memory that it met once
                 are not held against it while a board is busy with its start.
@@ -148,6 +162,10 @@ class Live(Generic[S]):
         except BundleError as e:
             raise UpdateFailed(Reason.SLOT_DAMAGED, str(e)) from e
         with failing_with_reason(), bundle:
+            if digest not in (None, bundle.digest):
+                raise UpdateFailed(
+                    Reason.SLOT_DAMAGED, f"{folder} holds {bundle.digest}, not {digest}"
+                )
             key = bundle.verify([*self._keys, *public_keys(keys)])
             served = self._serving.load(bundle, verified_by=key.id, proven=proven)
             manifest = bundle.manifest
@@ -158,10 +176,10 @@ class Live(Generic[S]):
 
     def show(self, model: str, loaded: Loaded[S]) -> None:
         """Let a version serve, in place of the one that does, which is kept until `settle`."""
+        before = self._present(model)
         self._serving.activate(loaded.served, replace=True, keep=True)
-        before = self._loaded.get(model)
         self._kept.pop(model, None)
-        if before is not None and before is not loaded:
+        if before is not None and before.served is not loaded.served:
             self._kept[model] = before
         self._loaded[model] = loaded
         self._since[model] = self._clock.monotonic()
@@ -177,8 +195,10 @@ class Live(Generic[S]):
 
     def try_out(self, model: str, loaded: Loaded[S]) -> Trial:
         """Begin to compare a loaded version with the one that serves, on live inputs."""
+        old = self._present(model)
         assert self._compare is not None
-        return self._compare(self._loaded[model].served, loaded.served)
+        assert old is not None
+        return self._compare(old.served, loaded.served)
 
     def kept(self, model: str, folder: Path) -> Loaded[S] | None:
         """The version in this slot, where it is still open beside the one that serves."""
@@ -204,8 +224,13 @@ class Live(Generic[S]):
 
     def engine_failures(self, model: str) -> int:
         """How often the engine failed in the present version."""
-        loaded = self._loaded.get(model)
+        loaded = self._present(model)
         return self._engine_failures(loaded.served) if loaded else 0
+
+    def _present(self, model: str) -> Loaded[S] | None:
+        """The version that serves. A program or a command may have opened it anew meanwhile."""
+        loaded = self._loaded.get(model)
+        return replace(loaded, served=self._serving.present(loaded.served)) if loaded else None
 
 
 def public_keys(pems: Sequence[str]) -> list[PublicKey]:

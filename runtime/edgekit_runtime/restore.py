@@ -44,10 +44,30 @@ class Restore(Generic[S]):
             record = self._journal.read(model)
             started = update.at_start(record)
             if started != record:
-                self._journal.write_if_possible(model, started)
+                self._note(model, started)
+                self._tell_end(model, record, self._journal.record(model))
             if model in asked:
                 self._switch_back(model)
             self._show(model)
+
+    def _note(self, model: str, started: Record) -> None:
+        """Keep how often a state was begun, before it is begun again."""
+        try:
+            self._journal.write(model, started)
+        except StorageError as e:
+            if started.state in update.REPLACEABLE:
+                # What may have ended the daemon is not begun again without being counted.
+                started = update.failed(started, update.disk_reason(e), str(e))
+            log.error("record is not on disk", extra={"model": model, "error": str(e)})
+            self._journal.hold(model, started)
+
+    def _tell_end(self, model: str, record: Record, started: Record) -> None:
+        """What ended an update while nobody was there to tell it."""
+        end = started.update
+        if end is None or started.state is record.state or end.reason is None:
+            return
+        kind = "rolled_back" if started.state is State.ROLLED_BACK else "update_failed"
+        self._tell(kind, model, end.reason, end.detail or "")
 
     def _switch_back(self, model: str) -> None:
         """Nothing serves yet: the switch of the record is enough."""
@@ -68,9 +88,11 @@ class Restore(Generic[S]):
         if record.active is None:
             return
         try:
+            held = record.slots[record.active]
             loaded = self._live.load(
                 self._slots.folder(model, record.active),
-                keys=record.slots[record.active].keys,
+                digest=held.digest,
+                keys=held.keys,
                 proven=True,
             )
         except UpdateFailed as e:
@@ -94,6 +116,9 @@ class Restore(Generic[S]):
             self._show(model)
         elif reason is Reason.SLOT_DAMAGED:
             self._journal.write_if_possible(model, update.lost(record, detail))
+        elif record.state is State.ACTIVE:
+            # Nobody can judge what does not serve, and nothing newer begins before that.
+            self._journal.write_if_possible(model, update.failed(record, reason, detail))
 
     def _tell(self, kind: str, model: str, reason: Reason, detail: str) -> None:
         level: Level = "warning" if kind == "rolled_back" else "error"

@@ -11,7 +11,9 @@ Promise: after a kill at any moment the record can be read and names only slots 
 from __future__ import annotations
 
 import logging
+import os
 import re
+import secrets
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -65,16 +67,8 @@ class Slots:
 
         A record that a failing disk made unreadable is rebuilt from the slots that still open.
         """
-        path = self._models / model / RECORD
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=Record)
-        except FileNotFoundError:
-            return Record()
-        except OSError as e:
-            raise StorageError(f"{path} cannot be read: {e.strerror}") from e
-        except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-            log.error("record is damaged, rebuilt", extra={"path": str(path), "error": str(e)})
-            return self._rebuilt(model)
+        record = self._decoded(model)
+        return self._rebuilt(model) if record is None else record
 
     def write(self, model: str, record: Record) -> None:
         """Make a record durable; it is on disk when this returns."""
@@ -92,9 +86,27 @@ class Slots:
             if slot not in record.slots:
                 self.clear(model, slot)
 
+    def unpack(self, model: str, bundle: Bundle) -> Path:
+        """Unpack a bundle beside the slots of its model, whole or not at all."""
+        return bundle.unpack(self._models / model / f".{secrets.token_hex(4)}.tmp")
+
+    def give_up(self, unpacked: Path) -> None:
+        """Remove an unpacked bundle that is not going to a slot."""
+        shutil.rmtree(unpacked, ignore_errors=True)
+
+    def put(self, model: str, slot: SlotName, unpacked: Path) -> None:
+        """Let an unpacked bundle take an empty slot; raises `StorageError`."""
+        folder = self.folder(model, slot)
+        try:
+            os.rename(unpacked, folder)
+            storage.sync_folder(folder.parent)
+        except OSError as e:
+            self.give_up(unpacked)
+            raise StorageError(f"{folder} cannot be filled: {e.strerror}") from e
+
     def install(self, model: str, slot: SlotName, bundle: Bundle) -> None:
         """Unpack a bundle into an empty slot."""
-        bundle.unpack(self.folder(model, slot))
+        self.put(model, slot, self.unpack(model, bundle))
 
     def tidy(self) -> None:
         """Remove what a kill left behind: temporary files, and slots that no record names.
@@ -106,7 +118,10 @@ class Slots:
             for path in folder.glob(".*.tmp"):
                 _remove(path)
         for model in models:
-            self.clear_unnamed(model, self.read(model))
+            record = self._decoded(model)
+            # What cannot be read names nothing, and may be all that still says what to serve.
+            if record is not None:
+                self.clear_unnamed(model, record)
 
     def ask(self, model: str, request: Request) -> None:
         """Leave word of what somebody wants; the daemon takes it up, now or at its next start."""
@@ -123,6 +138,21 @@ class Slots:
             (self._requests / f"{model}.{request}").unlink(missing_ok=True)
         except OSError as e:
             raise StorageError(f"a request cannot be taken away: {e.strerror}") from e
+
+    def _decoded(self, model: str) -> Record | None:
+        """The record as it is on disk; `None` where it cannot be read."""
+        path = self._models / model / RECORD
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Record)
+        except FileNotFoundError as e:
+            # It is written before any slot: one without it was lost.
+            if not any(self.folder(model, slot).exists() for slot in SLOTS):
+                return Record()
+            log.error("record is lost", extra={"path": str(path), "error": e.strerror})
+            return None
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as e:
+            log.error("record cannot be read", extra={"path": str(path), "error": str(e)})
+            return None
 
     def _rebuilt(self, model: str) -> Record:
         held: dict[SlotName, Installed] = {}

@@ -105,7 +105,7 @@ class Source:
             get(limit_s=limit_s)
             return ()
         deadline = self._clock.monotonic() + limit_s
-        attempt, told = 0, None
+        attempt, told = 0, set[Reason]()
         while True:
             try:
                 target = self._repository.find(wanted.url, cancelled=lambda: wait(0.0))
@@ -120,7 +120,7 @@ class Source:
                 reason = e.reason if isinstance(e, UpdateFailed) else Reason.REPOSITORY_UNREACHABLE
                 if isinstance(e, UpdateFailed) and reason not in PASSING:
                     raise
-                told = self._tell(reason, str(e), told)
+                self._tell(reason, str(e), told)
                 attempt += 1
                 pause_s = backoff(attempt, rng=self._rng)
                 if self._clock.monotonic() + pause_s >= deadline:
@@ -132,6 +132,10 @@ class Source:
         """Where a download lies until its bundle is staged."""
         return self._fetcher.part(wanted)
 
+    def forget(self, wanted: Wanted) -> None:
+        """Delete a download whose bundle is staged."""
+        self._fetcher.forget(wanted)
+
     def tidy(self, keep: set[str]) -> None:
         """Delete every download but those of these sha256."""
         self._fetcher.tidy(keep)
@@ -139,9 +143,9 @@ class Source:
     def _mended(self, reason: Reason, message: str) -> None:
         self._events("fetch_mended", message, level="warning", reason=reason.value)
 
-    def _tell(self, reason: Reason, message: str, told: Reason | None) -> Reason:
-        """Once for each reason in a row; a repository that is down for a day fills no outbox."""
+    def _tell(self, reason: Reason, message: str, told: set[Reason]) -> None:
+        """Once for each reason; a repository that is down, or plays games, fills no outbox."""
         log.info("repository gives nothing", extra={"reason": reason.value, "error": message})
-        if reason is not told:
+        if reason not in told:
+            told.add(reason)
             self._events("repository_refused", message, level="warning", reason=reason.value)
-        return reason

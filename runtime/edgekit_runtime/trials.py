@@ -28,7 +28,12 @@ class Trials(Generic[S]):
 
     def begin(self, model: str, loaded: Loaded[S]) -> None:
         """Compare a loaded version with the one that serves."""
-        self._begun[model] = Begun(self._live.try_out(model, loaded), loaded)
+        try:
+            trial = self._live.try_out(model, loaded)
+        except BaseException:
+            self._live.discard(loaded)
+            raise
+        self._begun[model] = Begun(trial, loaded)
 
     def find(self, model: str) -> Trial | None:
         """The trial of a model."""

@@ -78,6 +78,7 @@ class Steps(Generic[S]):
         self._clock = clock
         self._trials: Trials[S] = Trials(live)
         self._progress: dict[str, float] = {}
+        self._deadlines: dict[object, float] = {}
         self._table: dict[State, Callable[[str, Record, Update], bool]] = {
             State.FETCHING: self._fetch,
             State.VERIFYING: self._verify,
@@ -105,6 +106,12 @@ class Steps(Generic[S]):
         """How far the present state is, where it can tell."""
         return self._progress.get(model)
 
+    @property
+    def is_overdue(self) -> bool:
+        """Whether work goes on that nobody waits for any more; from any thread."""
+        now_s = self._clock.monotonic()
+        return any(now_s > deadline_s for deadline_s in list(self._deadlines.values()))
+
     def drop(self, model: str) -> None:
         """Give up what was loaded for an update that is over."""
         self._progress.pop(model, None)
@@ -120,23 +127,30 @@ class Steps(Generic[S]):
         if record.previous is None:
             raise UpdateFailed(reason, f"{detail}; there is no version to go back to")
         folder = self._slots.folder(model, record.previous)
+        held = record.slots[record.previous]
         try:
-            loaded = self._live.kept(model, folder) or self._live.load(
-                folder, keys=record.slots[record.previous].keys, proven=True
+            loaded = self._live.kept(model, folder) or self._bounded(
+                model,
+                State.PROBING,
+                lambda: self._live.load(folder, digest=held.digest, keys=held.keys, proven=True),
+                late=self._live.discard,
+                can_cancel=False,
             )
         except UpdateFailed as e:
             raise UpdateFailed(reason, f"{detail}; the previous version fails: {e}") from e
-        self._switch(model, update.rolled_back(record, reason, detail), loaded)
+        back = update.rolled_back(record, reason, detail)
+        if back.state not in update.REPLACEABLE:
+            self.drop(model)
+        # A disk that takes nothing any more must not keep what is worse serving.
+        self._journal.write_if_possible(model, back)
+        self._show(model, back, loaded)
         self.tell("rolled_back", model, reason, detail)
 
     def fail(self, model: str, reason: Reason, detail: str) -> None:
         """The update ends; what serves goes on serving."""
         self.drop(model)
         record = update.failed(self._journal.record(model), reason, detail)
-        # A disk that takes nothing any more is a reason, and must not keep the fleet from it.
-        self._journal.write_if_possible(model, record)
-        # Else what was staged takes the room that the next download needs.
-        self._slots.clear_unnamed(model, record)
+        self._give_up(model, record)
         self.tell("update_failed", model, reason, detail)
 
     def tell(self, kind: str, model: str, reason: Reason, detail: str, **figures: float) -> None:
@@ -154,7 +168,8 @@ class Steps(Generic[S]):
             if self._source is None:
                 return False
             # Hours that wait for a window are none that a download takes.
-            began_s = self._clock.monotonic() if self._limits.window is None else None
+            is_timed = self._limits.window is None
+            began_s = self._clock.monotonic() - wish.spent_s if is_timed else None
             keys = self._source.fetch(
                 wish.wanted,
                 base=self._base(model, record),
@@ -189,29 +204,37 @@ class Steps(Generic[S]):
             return True
         record = update.cleared(record, record.free)
         self._journal.write(model, record)
-        self._bounded(model, State.VERIFYING, lambda: self._unpack(model, record, wish, part))
+        self._slots.clear(model, record.free)
+        unpacked = self._bounded(
+            model,
+            State.VERIFYING,
+            lambda: self._unpack(model, record, wish, part),
+            late=self._slots.give_up,
+        )
+        self._slots.put(model, record.free, unpacked)
         self._journal.write(model, update.staged(record))
         return True
 
-    def _unpack(self, model: str, record: Record, wish: Update, part: Path) -> None:
+    def _unpack(self, model: str, record: Record, wish: Update, part: Path) -> Path:
+        """Beside the slots: one that is late must not touch what lies there by then."""
         with failing_with_reason(), Bundle.open(part) as bundle:
             update.check(record, bundle.manifest, bundle.digest, model=model, profile=self._profile)
             bundle.verify([*self._keys, *public_keys(wish.keys)])
-            self._slots.clear(model, record.free)
-            self._slots.install(model, record.free, bundle)
+            return self._slots.unpack(model, bundle)
 
     def _stage(self, model: str, record: Record, wish: Update) -> bool:
         if self._source is not None:
-            self._source.part(wish.wanted).unlink(missing_ok=True)
+            self._source.forget(wish.wanted)
         self._journal.write(model, update.move(record, State.PROBING))
         return True
 
     def _probe(self, model: str, record: Record, wish: Update) -> bool:
-        folder = self._slots.folder(model, wish.slot or record.free)
+        slot = wish.slot or record.free
+        folder, held = self._slots.folder(model, slot), record.slots[slot]
         loaded = self._bounded(
             model,
             State.PROBING,
-            lambda: self._live.load(folder, keys=wish.keys),
+            lambda: self._live.load(folder, digest=held.digest, keys=held.keys),
             late=self._live.discard,
         )
         if not self._live.can_try(model):
@@ -228,7 +251,7 @@ class Steps(Generic[S]):
     def _compare(self, model: str, record: Record, wish: Update) -> bool:
         trial = self._trials.find(model)
         if trial is None:
-            # Only where beginning it failed: what was loaded is loaded once more.
+            # Another wish ended it, and was taken back: what was loaded is loaded once more.
             self._journal.write(model, update.move(record, State.PROBING))
             return True
         verdict = trial.verdict()
@@ -239,11 +262,10 @@ class Steps(Generic[S]):
         if verdict.decision == "roll_back":
             reason = verdict.reason or Reason.INTERNAL
             self._trials.drop(model)
-            self._journal.write_if_possible(
+            self._give_up(
                 model,
                 update.judged_worse(record, reason, verdict.detail, figures=verdict.figures),
             )
-            self._slots.clear_unnamed(model, self._journal.record(model))
             self.tell("rolled_back", model, reason, verdict.detail, **verdict.figures)
             return False
         loaded = self._trials.take(model)
@@ -271,6 +293,13 @@ class Steps(Generic[S]):
             self.go_back(model, Reason.ENGINE_FAILURES, f"the engine failed {failures} times")
         return False
 
+    def _give_up(self, model: str, record: Record) -> None:
+        """An update has ended, and what it had staged goes."""
+        # A disk that takes nothing any more is a reason, and must not keep the fleet from it.
+        if self._journal.write_if_possible(model, record):
+            # Else what was staged takes the room that the next download needs.
+            self._slots.clear_unnamed(model, record)
+
     def _switch(self, model: str, record: Record, loaded: Loaded[S]) -> None:
         """Let another version serve, once the record says so."""
         try:
@@ -278,6 +307,9 @@ class Steps(Generic[S]):
         except StorageError:
             self._live.discard(loaded)
             raise
+        self._show(model, record, loaded)
+
+    def _show(self, model: str, record: Record, loaded: Loaded[S]) -> None:
         self._live.show(model, loaded)
         if record.state is not State.ACTIVE:
             # Nothing is on trial: what served before is not gone back to.
@@ -290,34 +322,44 @@ class Steps(Generic[S]):
         state: State,
         work: Callable[[], T],
         *,
-        late: Callable[[T], None] | None = None,
+        late: Callable[[T], None],
+        can_cancel: bool = True,
     ) -> T:
         """Run `work` within the limit of a state; a word of cancellation ends the wait for it."""
         limit_s, timeout = update.limit(state, self._limits)
+        token = object()
+        self._deadlines[token] = self._clock.monotonic() + limit_s
+
+        def tracked() -> T:
+            try:
+                return work()
+            finally:
+                del self._deadlines[token]
 
         def check_cancelled() -> None:
             if model in self._slots.asked("cancel"):
                 raise Interrupted(f"{model}: {state.value} was asked to end")
 
         return bounded.run(
-            work,
+            tracked,
             name=f"update-{state.value}",
             limit_s=limit_s,
             over=lambda: UpdateFailed(timeout, f"{state.value} took longer than {limit_s:g} s"),
             late=late,
-            # A half-written slot is nobody's to clear; that state is short.
-            check=None if state is State.VERIFYING else check_cancelled,
+            check=check_cancelled if can_cancel else None,
         )
 
     def _advance(self, model: str, done: float, *, began_s: float | None = None) -> None:
         """Tell how far a state is; with its beginning, also keep on disk how long it took."""
-        if done - self._progress.get(model, 0.0) < _PROGRESS_STEP:
+        # Back, too: after a delta that was of no use the whole file is fetched.
+        if abs(done - self._progress.get(model, 0.0)) < _PROGRESS_STEP:
             return
         self._progress[model] = done
         record = self._journal.record(model)
         wish = record.update
-        if began_s is not None and wish is not None and done - wish.progress >= _DURABLE_STEP:
-            spent_s = wish.spent_s + self._clock.monotonic() - began_s
+        is_far = wish is not None and abs(done - wish.progress) >= _DURABLE_STEP
+        if began_s is not None and is_far:
+            spent_s = self._clock.monotonic() - began_s
             self._journal.write(model, update.advanced(record, progress=done, spent_s=spent_s))
         else:
             self._changed()

@@ -109,6 +109,11 @@ class Updater(Generic[S]):
         """Whether the update thread still runs."""
         return self._thread.is_alive()
 
+    @property
+    def is_overdue(self) -> bool:
+        """Whether an engine is still busy with something whose time limit is over."""
+        return self._steps.is_overdue
+
     def want(self, desired: Desired) -> None:
         """Take a desired state, from any thread."""
         if self._desired.offer(desired):
@@ -152,24 +157,24 @@ class Updater(Generic[S]):
     def restore(self) -> None:
         """Start-up: let the active slot of every model serve, or the one before."""
         Restore(self._slots, self._journal, self._live, events=self._events).run()
+        updates = [self._journal.record(model).update for model in self._journal]
+        self._desired.remember(max((one.serial for one in updates if one is not None), default=0))
 
     def turn(self) -> float:
         """Do everything that can be done now; returns seconds until the next look."""
-        taken = self._take()
-        for model in self._slots.asked("cancel"):
-            self._cancel_as_asked(model)
-        for model in self._slots.asked("rollback"):
-            self._go_back_as_asked(model)
-        for model in sorted(self._desired.models):
-            self._begin(model)
-        if taken:
-            # Only now: who reads the new serial sees no outcome of an older wish beside it.
-            self._changed()
-        for model in self._journal:
-            while self._step(model) and not self._stops(0.0):
-                pass
+        try:
+            self._hear()
+        except StorageError:
+            # An engine that fails must not serve on because a disk takes no wish.
+            for model, record in self._journal.items():
+                if record.state is State.ACTIVE:
+                    self._work(model)
+            raise
+        refused = [self._work(model) for model in self._journal]
         if self._source is not None:
             self._source.tidy(self._parts_in_use())
+        for error in filter(None, refused):
+            raise error
         is_judging = any(r.state in (State.ACTIVE, State.CANARY) for _, r in self._journal.items())
         return JUDGE_S if is_judging else POLL_S
 
@@ -185,6 +190,28 @@ class Updater(Generic[S]):
                 wait_s = RETRY_S
             self._wake.wait(wait_s)
             self._wake.clear()
+
+    def _hear(self) -> None:
+        """Take up what the fleet and people on the board want."""
+        taken = self._take()
+        for model in self._slots.asked("cancel"):
+            self._cancel_as_asked(model)
+        for model in self._slots.asked("rollback"):
+            self._go_back_as_asked(model)
+        for model in sorted(self._desired.models):
+            self._begin(model)
+        if taken:
+            # Only now: who reads the new serial sees no outcome of an older wish beside it.
+            self._changed()
+
+    def _work(self, model: str) -> StorageError | None:
+        """Do what can be done for one model; what the disk refuses it stops no other."""
+        try:
+            while self._step(model) and not self._stops(0.0):
+                pass
+        except StorageError as e:
+            return e
+        return None
 
     def _take(self) -> bool:
         """Take what is wanted; what cannot be remembered is refused, which needs no memory."""
@@ -221,6 +248,7 @@ class Updater(Generic[S]):
     def _refuse(self, model: str, begun: Record, error: StorageError) -> None:
         """An update ends where it began: the disk takes not even its record."""
         reason = update.disk_reason(error)
+        self._steps.drop(model)
         self._journal.hold(model, update.failed(begun, reason, str(error)))
         self._steps.tell("update_failed", model, reason, str(error))
 

@@ -305,6 +305,13 @@ def test_the_commands_carry_a_device_from_init_to_revocation(tmp_path: Path) -> 
         identity = Identity.read(tmp_path / "device" / "identity")
         assert json.loads(enrolled.stdout)["device"] == identity.name == "berlin/cam-1"
 
+        second = edgekit(
+            *("coordinator", "--fleet", str(folder), "--listen", "127.0.0.1:0"),
+            *("--state", str(tmp_path / "second")),
+        )
+        assert second.returncode == 7
+        assert "a fleet has one coordinator" in second.stderr
+
         for path, status in (("/repository/metadata/1.root.json", 200), ("/api/overview", 404)):
             assert _status(f"{public}{path}") == status
 
@@ -320,6 +327,34 @@ def test_the_commands_carry_a_device_from_init_to_revocation(tmp_path: Path) -> 
     finally:
         coordinator.stop()
         broker.stop()
+
+
+def test_members_are_told_by_the_names_of_their_fields(office: Enrolling, tmp_path: Path) -> None:
+    get_in(office, office.token("listed"), tmp_path / "identity")
+
+    told = edgekit("fleet", "members", str(office.folder.path), "--json")
+
+    (member,) = [one for one in json.loads(told.stdout)["members"] if one["device"] == "listed"]
+    assert (member["site"], member["generation"]) == ("berlin", 1)
+    assert member["revoked_ms"] is None
+    assert member["expires_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("berlin/cam", "--hours", "nan"), "nan"),
+        (("berlin/CAM 1",), "cannot be the id of a device"),
+        (("BERLIN/cam",), "cannot be the id of a site"),
+        (("cam",), "is not SITE/DEVICE"),
+    ],
+)
+def test_a_token_for_no_device_is_a_usage_error(
+    office: Enrolling, arguments: tuple[str, ...], said: str
+) -> None:
+    told = edgekit("fleet", "token", str(office.folder.path), *arguments)
+
+    assert (told.returncode, said in told.stderr) == (2, True)
 
 
 def _status(url: str) -> int:

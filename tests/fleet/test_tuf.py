@@ -112,6 +112,16 @@ def test_a_bundle_that_the_release_key_did_not_sign_is_refused(signed: SignedFle
     assert not list(signed.fleet.targets.rglob("*.edge"))
 
 
+def test_the_command_says_which_key_a_release_is_signed_with(signed: SignedFleet) -> None:
+    path = signed.bundle("1.0.0", key=SigningKey.generate())
+
+    told = CliRunner().invoke(cli, ["publish", str(path), "--fleet", str(signed.fleet.path)])
+
+    assert isinstance(told.exception, UntrustedError)
+    assert str(path) in told.exception.message
+    assert f"--key {signed.fleet.release_key}" in str(told.exception.hint)
+
+
 def test_deltas_come_from_the_three_versions_before_and_rebuild_the_bundle(
     signed: SignedFleet, server: Server
 ) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
+from edgekit import storage
 from edgekit.bundle import Bundle
 from edgekit.errors import ConfigError, UsageError
+from edgekit_runtime import linkage
 from edgekit_runtime.device import daemon, device
+from edgekit_runtime.linkage import LinkStatus
+from edgekit_runtime.lock import StateLock
 from edgekit_runtime.slots import Slots
 from edgekit_runtime.update import Installed, Record, SlotName
 from tests import bundles
@@ -54,6 +59,21 @@ def test_status_says_what_is_installed(config: Path, tmp_path: Path) -> None:
 
 def test_status_of_an_empty_board_says_so(config: Path) -> None:
     assert "no model is installed" in run(config, "status").stdout
+
+
+def test_the_link_of_a_daemon_that_has_ended_is_not_told(config: Path, tmp_path: Path) -> None:
+    config.write_text(
+        config.read_text() + f'[fleet]\nidentity = "{tmp_path / "state" / "identity"}"\n'
+    )
+    link = LinkStatus(up=True, since_ms=1)
+    storage.write(tmp_path / "state" / linkage.FILE, msgspec.json.encode(link))
+    lock = StateLock(tmp_path / "state")
+    assert json.loads(run(config, "status", "--json").stdout)["link"]["up"] is True
+
+    lock.close()
+
+    assert json.loads(run(config, "status", "--json").stdout)["link"] is None
+    assert "link" not in run(config, "status").stdout
 
 
 def test_a_rollback_is_left_for_the_daemon(config: Path, tmp_path: Path) -> None:

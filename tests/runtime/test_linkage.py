@@ -65,6 +65,32 @@ def test_a_change_is_told_once_and_lies_on_disk(tmp_path: Path) -> None:
     assert (up.up, up.reason) == (True, None)
 
 
+def test_a_broker_that_takes_and_refuses_in_turns_fills_neither_disk_nor_outbox(
+    tmp_path: Path,
+) -> None:
+    told: list[str] = []
+    line, clock = Line(), ManualClock()
+
+    def tell(kind: str, message: str, *, level: Level = "info", **facts: object) -> None:
+        told.append(kind)
+
+    watched = Linkage(tmp_path, line, events=tell, clock=clock)
+    for second in range(86_400):
+        line.connected = second % 2 == 0
+        line.refused = None if line.connected else "the broker says: Not authorized"
+        watched.look()
+        clock.advance(1)
+    assert len(told) < 150
+
+    line.connected, line.refused = True, None
+    for _ in range(1200):
+        watched.look()
+        clock.advance(1)
+    status = linkage.read(tmp_path)
+    assert status is not None
+    assert status.up
+
+
 def test_a_file_that_is_none_says_nothing(tmp_path: Path) -> None:
     (tmp_path / linkage.FILE).write_bytes(b"{")
 

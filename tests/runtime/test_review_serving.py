@@ -15,12 +15,16 @@ import pytest
 from edgekit.drift import reference
 from edgekit.errors import ManifestError
 from edgekit.signing import SigningKey
+from edgekit_runtime.canary.settings import CanarySection
+from edgekit_runtime.canary.trial import Trial
 from edgekit_runtime.daemon import engine_failures
 from edgekit_runtime.engines import Session, Tensors
 from edgekit_runtime.live import Live
+from edgekit_runtime.opening import Opened
 from edgekit_runtime.serving.job import Job
 from edgekit_runtime.serving.models import Models
 from edgekit_runtime.serving.plan import Plan, Workers
+from edgekit_runtime.serving.repository import Installed, Source
 from edgekit_runtime.serving.served import Served
 from edgekit_runtime.serving.settings import Settings
 from tests import bundles
@@ -129,6 +133,50 @@ def test_a_version_that_another_way_closed_is_not_taken_for_one_that_is_open(
     models.activate(models.load(found[2], verified_by="k"), replace=True)
 
     assert live.kept("tiny", found[0].path) is None
+    models.close()
+
+
+def test_a_version_that_was_opened_anew_is_the_one_that_is_compared_counted_and_kept(
+    tmp_path: Path,
+) -> None:
+    """A reload, asked for over HTTP or from afar, changes nothing of the next update."""
+    key = SigningKey.generate()
+    models = Models(measure=worker)
+    found = [bundles.unpacked(tmp_path, version=v, key=key) for v in ("1.0.0", "1.1.0")]
+    compared: list[Served] = []
+    counted: list[Served] = []
+
+    def compare(old: Served, new: Served) -> Trial:
+        compared.extend((old, new))
+        return Trial(old, new, settings=CanarySection())
+
+    def count(served: Served) -> int:
+        counted.append(served)
+        return engine_failures(served)
+
+    live: Live[Served] = Live(
+        models, keys=[key.public], engine_failures=count, compare=compare, clock=ManualClock()
+    )
+    live.show("tiny", live.load(found[0].path))
+    first = models.find("tiny")
+    opened = Opened(found[0], key.public.id)
+    repository = Installed(models, lambda: [Source("tiny", "1.0.0", lambda: opened)])
+    repository.unload("tiny")
+    repository.load("tiny")
+    again = models.find("tiny")
+    new = live.load(found[1].path)
+    trial = live.try_out("tiny", new)
+
+    assert again is not first
+    assert compared == [again, new.served]
+    assert trial.verdict() is None
+    trial.close()
+    live.engine_failures("tiny")
+    live.show("tiny", new)
+    assert counted == [again]
+    kept = live.kept("tiny", found[0].path)
+    assert kept is not None
+    assert kept.served is again
     models.close()
 
 

@@ -66,6 +66,38 @@ def test_a_record_survives_its_file(state: State) -> None:
     assert msgspec.json.decode(msgspec.json.encode(record), type=Record) == record
 
 
+@given(st.dictionaries(st.text(max_size=5), st.floats() | st.integers(-5, 5), max_size=4))
+def test_whatever_a_canary_measures_can_be_read_back(figures: dict[str, float]) -> None:
+    for record in (
+        update.measured(path_to(State.CANARY), figures),
+        update.judged_worse(
+            path_to(State.CANARY), Reason.CANARY_LATENCY, "slower", figures=figures
+        ),
+    ):
+        assert msgspec.json.decode(msgspec.json.encode(record), type=Record) == record
+
+
+@given(st.sampled_from(State), st.integers(0, 4))
+def test_what_an_older_serial_asked_for_is_never_taken_for_news(state: State, serial: int) -> None:
+    record = path_to(state)
+    if record.update is None:
+        return
+    again = update.begin(record, serial=min(serial, 1), wanted=record.update.wanted)
+
+    assert again is None
+
+
+@pytest.mark.parametrize("state", [State.FETCHING, State.VERIFYING, State.STAGED, State.CANARY])
+def test_going_back_to_what_is_wanted_ends_the_way_there(state: State) -> None:
+    """The free slot holds it from before: an update to it is under way, or it is tried."""
+    before = Installed(version="1.1.0", digest=DIGESTS[1])
+    record = path_to(state)
+    record = msgspec.structs.replace(record, slots={**record.slots, "b": before}, previous="b")
+    back = update.rolled_back(record, Reason.ASKED, "so")
+
+    assert (back.active, back.previous, back.state) == ("b", None, State.CONFIRMED)
+
+
 @pytest.mark.parametrize("state", State)
 def test_start_up_always_names_a_slot_that_holds_something(state: State) -> None:
     record = path_to(state)

@@ -80,4 +80,4 @@ def test_a_wish_that_the_fleet_did_not_sign_is_dropped(running: Fleet, device: E
         wait_for(lambda: device.log.count("message dropped") > dropped, "the wish to be dropped")  # noqa: B023
 
     assert device.versions("tiny") == before
-    assert running.state()["state"] == "confirmed"
+    wait_for(lambda: running.state()["state"] == "confirmed", "the version before to be confirmed")

@@ -44,6 +44,10 @@ const bytes = (value) =>
 // SITE/ID; where there is one site, its name is in the header already.
 const named = (device) => (oneSite ? device.slice(device.indexOf("/") + 1) : device);
 
+// What serves; where an update is under way or did not stay, to which version.
+const way = ({ version, target }) =>
+  (target && target !== version ? `${version ?? "–"} → ${target}` : version ?? "–");
+
 function ago(ms) {
   const seconds = Math.max(0, Math.round((Date.now() - ms) / 1000));
   if (seconds < 5) return "now";
@@ -107,7 +111,9 @@ function devices(found) {
       device.profile || "–",
       models.length
         ? models.map(([name, model]) => make("span", { class: "model" },
-          `${name} ${model.state.version ?? "–"} `, state(model.state.state)))
+          `${name} ${way(model.state)} `, state(model.state.state),
+          model.state.reason ? make("span", { class: "quiet", title: model.state.detail ?? "" },
+            ` ${model.state.reason.replaceAll("_", " ")}`) : null))
         : "–",
       each((model) => rate(model.requests_per_s)),
       each((model) => milliseconds(model.p50_ms)),
@@ -118,7 +124,7 @@ function devices(found) {
   });
   const shown = table([
     ["Device", "name"], ["State"], ["Profile"], ["Models"], ["Requests/s", "number"],
-    ["p50", "number"], ["p99", "number"], ["Temp.", "number"], ["Last seen", "number"],
+    ["p50", "number"], ["p99", "number"], ["Temp.", "number"], ["Last message", "number"],
   ], rows);
   const more = found.known - found.devices.length;
   return more > 0

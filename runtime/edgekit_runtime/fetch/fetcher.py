@@ -20,7 +20,7 @@ from urllib.parse import SplitResult
 
 from edgekit import storage
 from edgekit.clock import Clock
-from edgekit.errors import BundleError
+from edgekit.errors import BundleError, StorageError
 from edgekit.messages import Wanted
 from edgekit_runtime.fetch import address, room
 from edgekit_runtime.fetch.attempt import Attempt, Link, Progress
@@ -157,12 +157,20 @@ class Fetcher:
         self._download(part, wanted.url, urls, patience, progress)
         return part.path
 
+    def forget(self, wanted: Wanted) -> None:
+        """Delete the file of a bundle that is needed no more, raising `StorageError`."""
+        _remove(self.part(wanted))
+
     def tidy(self, keep: set[str]) -> None:
-        """Delete every part, delta and mark but those of bundles with these sha256."""
+        """Delete every part, delta and mark but those of bundles with these sha256.
+
+        Raises:
+            StorageError: the disk does not let one go.
+        """
         for path in self._folder.iterdir():
             # What begins with a dot was being written when the daemon ended.
             if path.is_file() and path.name.partition(".")[0] not in keep:
-                path.unlink(missing_ok=True)
+                _remove(path)
 
     def _rebuild(
         self,
@@ -293,6 +301,13 @@ def _shortest(target: Target | None, base_digest: str | None, size_bytes: int) -
         if short.base == base_digest and short.size_bytes < size_bytes
     ]
     return min(fitting, key=lambda short: short.size_bytes, default=None)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as e:
+        raise StorageError(f"{path} cannot be removed: {e.strerror}") from e
 
 
 def _bucket(bytes_s: int | None, *, now_s: float) -> Bucket | None:

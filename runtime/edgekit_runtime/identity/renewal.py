@@ -130,7 +130,14 @@ class Renewal:
     def _run(self) -> None:
         wait_s = 0.0
         while not self._closing.wait(wait_s):
-            wait_s = self.turn()
+            wait_s = self._turn_or_log()
+
+    def _turn_or_log(self) -> float:
+        try:
+            return self.turn()
+        except Exception:  # the next turn may fare better; the log has the traceback
+            log.exception("renewal failed")
+            return _AGAIN_S
 
 
 def renew(identity: Identity, *, clock: Clock) -> None:

@@ -72,7 +72,7 @@ def cannot_listen(address: Address, error: OSError) -> ServingError:
     if error.errno in (errno.EADDRINUSE, errno.EPROTOTYPE):
         return ServingError(
             f"{address} is in use by another program",
-            hint="stop it, or choose another address with --listen or --unix",
+            hint="stop it, or choose another address: --listen or --unix, [serve] of a device",
         )
     return ServingError(f"cannot listen on {address}: {error.strerror or error}")
 

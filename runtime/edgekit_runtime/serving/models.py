@@ -182,6 +182,10 @@ class Models:
         """Whether it was kept when another took its place, and can be activated again."""
         return self._kept.get(served.name) is served
 
+    def present(self, served: Served) -> Served:
+        """What serves under its name and version by now: itself, or the same opened anew."""
+        return self._table.get(served.key, served)
+
     def release(self, name: str) -> None:
         """Close the version of a model that was kept when another took its place."""
         with self._lock:
@@ -217,6 +221,11 @@ class Models:
             wanted = name if version is None else f"{name} {version}"
             raise NotServed(f"{wanted} is not served here", hint=f"served: {known}")
         return served
+
+    @property
+    def are_ready(self) -> bool:
+        """Whether each model could answer now; one that made room for another could not."""
+        return all(served.is_ready for served in self._table.values())
 
     def answers(self, served: Served, version: str | None) -> bool:
         """Whether this is what `find` gives for its name and such a version."""

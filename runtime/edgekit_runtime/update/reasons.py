@@ -86,7 +86,7 @@ MEANING: Mapping[Reason, str] = {
     Reason.GOLDEN_MISMATCH: "the device does not reproduce the golden outputs",
     Reason.PLACEMENT_BROKEN: "the engine does not run the model where its manifest says",
     Reason.PROBE_LATENCY: "a golden input takes longer here than the manifest allows",
-    Reason.PROBE_MEMORY: "the model holds more memory here than the manifest allows",
+    Reason.PROBE_MEMORY: "the model needs more memory than its manifest or the board allows",
     Reason.PROBE_TIMEOUT: "opening and probing did not end within the time limit",
     Reason.PROBE_CRASHED: "the daemon ended several times while it probed the bundle",
     Reason.CANARY_AGREEMENT: "on live inputs the version agrees too rarely with the one before",

@@ -6,6 +6,7 @@ error. Nothing here touches the disk, the network or a clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -48,8 +49,9 @@ def begin(record: Record, *, serial: int, wanted: Wanted) -> Record | None:
     if update is not None and update.wanted.digest == wanted.digest:
         if record.state in REPLACEABLE or (serves and record.state is State.CONFIRMED):
             return None
-        if not serves and serial <= update.serial:
-            return _retried(record)
+        if serial <= update.serial:
+            # One that failed with nothing to go back to serves on, and is none the better for it.
+            return None if serves else _retried(record)
     state = State.CONFIRMED if serves else State.FETCHING
     return msgspec.structs.replace(record, update=Update(serial=serial, wanted=wanted, state=state))
 
@@ -116,13 +118,13 @@ def judged_worse(
     slot = _update(record).slot
     if slot is not None and slot != record.active:
         record = cleared(record, slot)
-    record = _moved(record, State.ROLLED_BACK, reason=reason, detail=detail)
-    return _with(record, figures=dict(figures))
+    return measured(_moved(record, State.ROLLED_BACK, reason=reason, detail=detail), figures)
 
 
 def measured(record: Record, figures: Mapping[str, float]) -> Record:
-    """The record with what the canary measured."""
-    return _with(record, figures=dict(figures))
+    """The record with what the canary measured; what is no number cannot be read back."""
+    finite = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
+    return _with(record, figures=finite)
 
 
 def activated(record: Record) -> Record:
@@ -135,7 +137,8 @@ def activated(record: Record) -> Record:
 def rolled_back(record: Record, reason: Reason, detail: str) -> Record:
     """The previous slot serves again, and nothing goes back to the one that is left.
 
-    The latest update ends only if it is the one that brought the version that is left.
+    The latest update ends only if it is the one that brought the version that is left, or if it
+    was on its way to the one that serves now.
     """
     if record.previous is None:
         raise ValueError("there is no slot to go back to")
@@ -144,7 +147,7 @@ def rolled_back(record: Record, reason: Reason, detail: str) -> Record:
     if reason is Reason.SLOT_DAMAGED and left is not None:
         record = cleared(record, left)
     if not brought:
-        return record
+        return _arrived(record) if record.state in REPLACEABLE else record
     return _moved(record, State.ROLLED_BACK, reason=reason, detail=detail)
 
 
@@ -248,6 +251,15 @@ def _retried(record: Record) -> Record | None:
         state=State.FETCHING,
         downloads=update.downloads + 1,
     )
+    return msgspec.structs.replace(record, update=fresh)
+
+
+def _arrived(record: Record) -> Record:
+    """The record, whose update has nothing left to do where what it wants serves already."""
+    update = _update(record)
+    if record.serving is None or record.serving.digest != update.wanted.digest:
+        return record
+    fresh = Update(serial=update.serial, wanted=update.wanted, state=State.CONFIRMED)
     return msgspec.structs.replace(record, update=fresh)
 
 
