@@ -128,7 +128,8 @@ class Api:
                 found = inventory.every(connection, site=request.query_params.get("site"))
                 return [inventory.view(device) for device in found]
 
-        return Json({"devices": await run_in_threadpool(read)})
+        shown = await run_in_threadpool(read)
+        return Json({"devices": shown, "broker_connected": self._coordinator.connected})
 
     async def show_device(self, request: Request) -> Response:
         """One device."""

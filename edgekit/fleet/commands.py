@@ -187,12 +187,20 @@ for _command in (
 
 
 @fleet.command(epilog="Example: edgekit fleet devices --json")
-@click.option("--coordinator", "url", default=DEFAULT_URL, show_default=True)
+@click.option(
+    "--coordinator",
+    "url",
+    default=DEFAULT_URL,
+    show_default=True,
+    help="The coordinator's address.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def devices(url: str, as_json: bool) -> None:
     """List devices: connection, profile, models and their state."""
     found = Client(url).get("/api/devices", dict[str, Any])
     lines = [_device_line(device) for device in found["devices"]]
+    if not found["broker_connected"]:
+        lines.append("the coordinator does not hear its broker: this is what it knew before")
     show(found, as_json=as_json, lines=lines or ["no device has reported yet"])
 
 

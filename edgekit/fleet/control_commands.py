@@ -28,7 +28,13 @@ _HINTS = {
     "interrupted": "nobody knows how far it came: look at the device, then ask anew",
 }
 _HINT = "docs/remote.md has every reason"
-_coordinator = click.option("--coordinator", "url", default=DEFAULT_URL, show_default=True)
+_coordinator = click.option(
+    "--coordinator",
+    "url",
+    default=DEFAULT_URL,
+    show_default=True,
+    help="The coordinator's address.",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _model = click.argument("model")
 

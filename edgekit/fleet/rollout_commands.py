@@ -13,12 +13,18 @@ from edgekit.numbers import FloatRange
 
 _POLL_S = 0.5
 _DEFAULT_WAVES = ("1", "50%", "100%")
-_coordinator = click.option("--coordinator", "url", default=DEFAULT_URL, show_default=True)
+_coordinator = click.option(
+    "--coordinator",
+    "url",
+    default=DEFAULT_URL,
+    show_default=True,
+    help="The coordinator's address.",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _number = click.argument("number", type=int)
 
 
-@click.group()
+@click.group(epilog="Example: edgekit rollout list")
 def rollout() -> None:
     """Bring a bundle to a fleet in waves that stop themselves."""
 

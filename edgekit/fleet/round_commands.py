@@ -13,12 +13,18 @@ from edgekit.fleet.client import DEFAULT_URL, Client, show
 from edgekit.numbers import FloatRange
 
 _POLL_S = 0.5
-_coordinator = click.option("--coordinator", "url", default=DEFAULT_URL, show_default=True)
+_coordinator = click.option(
+    "--coordinator",
+    "url",
+    default=DEFAULT_URL,
+    show_default=True,
+    help="The coordinator's address.",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group("round")
+@click.group("round", epilog="Example: edgekit round list")
 def round_() -> None:
     """Improve a model by federated rounds; data never leaves a device."""
 

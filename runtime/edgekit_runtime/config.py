@@ -264,7 +264,7 @@ class Config(Strict, frozen=True, kw_only=True):
 
 
 _SECTIONS = ", ".join(Config.__struct_fields__)
-_HINT = 'docs/device.md has every field, such as [update] window = "02:00-05:30"'
+_HINT = "docs/device.md gives each field and what it may be"
 
 
 def read(path: Path) -> Config:

@@ -193,6 +193,11 @@ class Live(Generic[S]):
         """Whether a new version of this model can be compared with one that serves."""
         return self._compare is not None and model in self._loaded
 
+    def present(self, model: str) -> S | None:
+        """What serves of a model now, also where it was opened anew."""
+        loaded = self._present(model)
+        return None if loaded is None else loaded.served
+
     def try_out(self, model: str, loaded: Loaded[S]) -> Trial:
         """Begin to compare a loaded version with the one that serves, on live inputs."""
         old = self._present(model)

@@ -10,10 +10,11 @@ S = TypeVar("S")
 
 
 class Begun(NamedTuple, Generic[S]):
-    """A trial and what is tried."""
+    """A trial, what is tried, and what served when it began."""
 
     trial: Trial
     loaded: Loaded[S]
+    old: S | None
 
 
 class Trials(Generic[S]):
@@ -33,7 +34,15 @@ class Trials(Generic[S]):
         except BaseException:
             self._live.discard(loaded)
             raise
-        self._begun[model] = Begun(trial, loaded)
+        self._begun[model] = Begun(trial, loaded, self._live.present(model))
+
+    def begin_again(self, model: str) -> None:
+        """Compare with what serves now, where that was closed and opened anew meanwhile."""
+        self.begin(model, self.take(model))
+
+    def is_past(self, model: str) -> bool:
+        """Whether what a trial compares with does not serve any more."""
+        return self._begun[model].old is not self._live.present(model)
 
     def find(self, model: str) -> Trial | None:
         """The trial of a model."""

@@ -254,6 +254,10 @@ class Steps(Generic[S]):
             # Another wish ended it, and was taken back: what was loaded is loaded once more.
             self._journal.write(model, update.move(record, State.PROBING))
             return True
+        if self._trials.is_past(model):
+            # A model that was reloaded is another object, which the trial does not hear.
+            self._trials.begin_again(model)
+            return False
         verdict = trial.verdict()
         if verdict is None:
             self._advance(model, trial.progress())

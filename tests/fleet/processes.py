@@ -122,7 +122,7 @@ class Fleet:
         )
 
 
-def until(condition: Callable[[], object], *, timeout_s: float = 20.0) -> None:
+def until(condition: Callable[[], object], *, timeout_s: float = 60.0) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -213,6 +213,21 @@ CHANGES = {
 }
 
 
+def test_a_rotation_without_the_offline_keys_is_refused_and_makes_none(
+    signed: SignedFleet, tmp_path: Path
+) -> None:
+    fleet = signed.fleet
+    fleet.offline.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(FleetError, match="root"):
+        rotate.rotate(fleet, ["root-1"], clock=signed.clock)
+    with pytest.raises(FleetError, match="must sign"):
+        rotate.rotate(fleet, ["online"], clock=signed.clock)
+
+    assert not fleet.offline.exists()
+    assert not list(fleet.coordinator.glob("*-next.key"))
+
+
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_a_change_that_is_killed_leaves_the_old_state_or_the_new(
     signed: SignedFleet, server: Server, change: str

@@ -44,6 +44,8 @@ class Shelf:
     def __init__(self) -> None:
         self.visible: dict[str, Opened] = {}
         self.kept: Opened | None = None
+        # Versions that somebody had opened anew, by their numbers.
+        self.reopened: dict[str, Opened] = {}
         self.failures = 0
         # Loaded, and neither visible nor given back.
         self.idle: list[Opened] = []
@@ -70,7 +72,7 @@ class Shelf:
         return self.kept is served
 
     def present(self, served: Opened) -> Opened:
-        return served
+        return self.reopened.get(served.version, served)
 
     def release(self, name: str) -> None:
         assert name == MODEL

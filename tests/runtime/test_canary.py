@@ -451,6 +451,24 @@ def test_the_same_first_class_is_agreement_and_its_probability_is_compared() -> 
     assert agreement(scores(0.1, 0.7, 0.2), scores(0.7, 0.1, 0.2))[0] == 0.0
 
 
+def test_probabilities_beside_their_label_are_an_answer_in_classes() -> None:
+    """As a scikit-learn classifier gives them: another certainty is no other answer."""
+
+    def told(*values: float) -> Tensors:
+        found = np.array([values], np.float32)
+        return {"probabilities": found, "label": found.argmax(1)}
+
+    assert agreement(told(0.1, 0.7, 0.2), told(0.01, 0.98, 0.01)) == pytest.approx((1.0, -0.28))
+    assert agreement(told(0.1, 0.7, 0.2), told(0.7, 0.1, 0.2))[0] == 0.0
+
+
+def test_numbers_beside_another_output_are_no_classes() -> None:
+    def told(value: float) -> Tensors:
+        return {"level": np.array([[value, 3.0]], np.float32), "count": np.array([2])}
+
+    assert agreement(told(1.0), told(2.0))[0] == 0.0
+
+
 def test_scores_and_probabilities_are_told_apart_on_either_side() -> None:
     logits = np.array([[1.0, 3.0, 2.0]], np.float32)
     sure = np.exp(logits) / np.exp(logits).sum()

@@ -387,6 +387,21 @@ def test_a_version_that_loses_its_canary_never_serves_and_leaves_its_slot(
     assert not careful.shelf.idle
 
 
+def test_a_canary_begins_anew_where_the_model_was_reloaded(careful: Board, world: World) -> None:
+    careful.want(2, world.wants["1.1.0"])
+    careful.work(turns=1)
+    (first,) = careful.open_trials
+    old = careful.shelf.visible[MODEL]
+    careful.shelf.reopened["1.0.0"] = msgspec.structs.replace(old)
+    careful.work(turns=1)
+
+    (second,) = careful.open_trials
+    assert second is not first
+
+    careful.work(turns=5)
+    assert careful.serves == "1.1.0"
+
+
 def test_a_newer_wish_ends_a_canary(careful: Board, world: World) -> None:
     careful.want(2, world.wants["1.8.0"])
     careful.work(turns=1)

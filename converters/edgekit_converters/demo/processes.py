@@ -123,6 +123,16 @@ def edgekitd(config: Path) -> list[str]:
     return [str(Path(sys.executable).with_name("edgekitd")), "--config", str(config)]
 
 
+def is_free(port: int) -> bool:
+    """Whether nobody listens on this port of loopback now."""
+    try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 def free_port() -> int:
     """A port of the loopback interface that nobody listens on now."""
     with socket.socket() as probe:

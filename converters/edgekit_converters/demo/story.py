@@ -16,7 +16,7 @@ import msgspec
 from edgekit import signing
 from edgekit_converters.demo import digits, photos, pictures, spoil
 from edgekit_converters.demo.lite0 import write_lite0
-from edgekit_converters.demo.processes import Processes, edgekit, edgekitd, free_port, get
+from edgekit_converters.demo.processes import Processes, edgekit, edgekitd, free_port, get, is_free
 
 DEVICES = 3
 CROPS = 28
@@ -82,7 +82,7 @@ def choose_place(folder: Path) -> Place:
     """Put a demo into `folder`, on ports that nobody uses now."""
     while True:
         first = free_port()
-        if first + DEVICES < 65536:
+        if all(is_free(first + number) for number in range(1, DEVICES + 1)):
             return Place(folder=folder, coordinator_port=first, broker_port=free_port())
 
 

@@ -57,6 +57,7 @@ def rotate(folder: FleetFolder, replace: Sequence[str], *, clock: Clock) -> int:
     with locked(folder):
         _settle(folder, Editor(folder, clock=clock))
         editor = Editor(folder, clock=clock)
+        _require_keys(editor, folder, replace)
         new = {name: signers.new(next_file(files[name])) for name in replace}
         root = _next_root(editor, folder, new)
         _sign_by_both(editor, folder, new)
@@ -125,6 +126,20 @@ def _next_root(editor: Editor, folder: FleetFolder, new: dict[str, CryptoSigner]
         if held == (roles.ROOT,):
             by.append(signer)
     return editor.next_root(root, by)
+
+
+def _require_keys(editor: Editor, folder: FleetFolder, replace: Sequence[str]) -> None:
+    """Raise `FleetError` before a new key is made, where those that must sign are not here."""
+    for name in replace:
+        if name != RELEASE:
+            _old_keyid(folder, editor.root.signed, name)
+    role = editor.root.signed.roles[roles.ROOT]
+    here = {signer.public_key.keyid for signer in root_signers(folder)} & set(role.keyids)
+    if len(here) < role.threshold:
+        raise FleetError(
+            f"{len(here)} of the root keys are in {folder.offline}, {role.threshold} must sign",
+            hint="bring them back into that folder",
+        )
 
 
 def _old_keyid(folder: FleetFolder, root: Root, name: str) -> str | None:

@@ -108,7 +108,7 @@ def _scores_of(
 ) -> tuple[str | None, Activation, Sequence[str] | None]:
     activation: Activation = "none"
     labels: Sequence[str] | None = None
-    named = next(iter(outputs)) if len(outputs) == 1 else None
+    named = next(iter(outputs)) if len(outputs) == 1 else _beside_label(outputs)
     for step in surface.post:
         named = output_of(step, outputs)
         if isinstance(step, Softmax | Sigmoid):
@@ -119,6 +119,17 @@ def _scores_of(
     if named is not None and not surface.post and outputs[named].dtype.kind != "f":
         named = None
     return named, activation, labels
+
+
+def _beside_label(outputs: Tensors) -> str | None:
+    """Probabilities that stand beside the label made of them, as scikit-learn's classifiers do."""
+    found = [name for name, array in outputs.items() if array.dtype.kind == "f"]
+    others = [array for name, array in outputs.items() if name not in found]
+    if len(found) != 1 or [array.size for array in others] != [1]:
+        return None
+    scores = outputs[found[0]].astype(np.float64)
+    is_done = scores.min() >= -_ROUNDING and abs(float(scores.sum()) - 1) <= _ROUNDING
+    return found[0] if is_done else None
 
 
 def _probabilities(scores: NDArray[np.float32], activation: Activation) -> NDArray[np.float32]:
