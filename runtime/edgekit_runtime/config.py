@@ -6,6 +6,7 @@ the message. Everything but `[device]` has a default, so a board without a fleet
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -225,7 +226,11 @@ class UpdateSection(Strict, frozen=True, kw_only=True):
     max_engine_failures: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 3
     reserve_bytes: Bytes = 16 << 20
     bandwidth_bytes_s: Annotated[int, msgspec.Meta(ge=1024, le=1 << 40)] | None = None
-    window: Annotated[str, msgspec.Meta(pattern=WINDOW)] | None = None
+    window: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and re.match(WINDOW, self.window) is None:
+            raise ValueError(f"window {self.window!r} is not HH:MM-HH:MM, as in 22:00-05:30")
 
 
 class TrainingSection(Strict, frozen=True, kw_only=True):

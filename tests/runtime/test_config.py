@@ -22,6 +22,14 @@ def read(text: str) -> config.Config:
     return config.decode(text.encode(), what="device.toml")
 
 
+@pytest.mark.parametrize("window", ["", "22:00", "24:00-01:00", "22:00-05:3\u0660", "22:00-05:30 "])
+def test_a_window_that_is_none_is_named_with_what_one_looks_like(window: str) -> None:
+    text = f'{DEVICE}[update]\nwindow = "{window}"\n'
+
+    with pytest.raises(ConfigError, match="HH:MM-HH:MM"):
+        config.decode(text.encode(), what="device.toml")
+
+
 def test_a_board_without_a_fleet_needs_only_its_name() -> None:
     found = read(DEVICE)
 

@@ -75,7 +75,11 @@ def server(signed: SignedFleet) -> Iterator[Server]:
 
 
 class Device:
-    """What a device keeps, and whom it asks: as the child does, here in this process."""
+    """What a device keeps, and whom it asks: as the child does, here in this process.
+
+    Where its alarm is going to ring a real child is needed: threads of engines that other tests
+    left in this process may not bear a signal.
+    """
 
     def __init__(self, signed: SignedFleet) -> None:
         self.root = signed.fleet.trust_root
@@ -402,7 +406,7 @@ def test_what_may_pass_is_no_verdict(server: Server, device: Device, bent: Bent)
     server.bent = {"metadata/timestamp.json": bent}
 
     with pytest.raises(LinkError):
-        device.find(PATH, server, limit_s=1.0)
+        device.find_by_child(PATH, server, limit_s=1.0)
 
     server.bent = {}
     assert device.find(PATH, server).path == PATH
@@ -433,7 +437,7 @@ def test_a_mirror_is_asked_where_the_repository_lies_or_is_slow(
     for bent in (lies, slow):
         with Server(server.folder) as hostile:
             hostile.bent = bent
-            target = device.find(PATH, hostile, server, limit_s=2.0)
+            target = device.find_by_child(PATH, hostile, server, limit_s=2.0)
 
             assert target.urls[1].startswith(server.url)
             assert target.urls[0].startswith(hostile.url)
