@@ -349,7 +349,7 @@ def _slow(request: http.server.BaseHTTPRequestHandler) -> None:
     request.send_header("Content-Length", "100000")
     request.end_headers()
     try:
-        for _ in range(60):
+        for _ in range(20):
             request.wfile.write(b"{")
             time.sleep(0.5)
     except OSError:

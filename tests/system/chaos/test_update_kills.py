@@ -15,7 +15,7 @@ from tests.system.daemons import Coordinator, EdgeDaemon, Repository, broker
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 DEVICE = "board-1"
-KILLS = 18
+KILLS = 10
 
 
 @pytest.fixture
