@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from edgekit_runtime.live import Live, Loaded, Trial
 
 S = TypeVar("S")
 
 
-class Begun(NamedTuple, Generic[S]):
+@dataclass(frozen=True)
+class Begun(Generic[S]):
     """A trial, what is tried, and what served when it began."""
 
     trial: Trial

@@ -36,6 +36,7 @@ CANARY = (
     'limit_s = 2\nidle_s = 5\non_timeout = "supervise"\n'
     "agreement_good = 0.02\nagreement_bad = 0.01\n"
     "latency_ratio_good = 50\nlatency_ratio_bad = 100\n"
+    "confidence_drop_good = 0.9\nconfidence_drop_bad = 0.99\n"
 )
 
 
@@ -137,6 +138,22 @@ def run(
     """Kill a daemon so often while it updates itself between these bundles."""
     random, killed = Random(seed), Counter[str]()
     device.start()
+    try:
+        return _run(device, neighbours, wishes, kills=kills, random=random, killed=killed)
+    finally:
+        if device.process is not None and device.process.poll() is None:
+            device.kill()
+
+
+def _run(
+    device: EdgeDaemon,
+    neighbours: Neighbours,
+    wishes: list[Wanted],
+    *,
+    kills: int,
+    random: Random,
+    killed: Counter[str],
+) -> Outcome:
     neighbours.want(1, wishes[0])
     wait_for(lambda: device.versions(MODEL), "the first version")
     known = {wish.version for wish in wishes}
