@@ -21,6 +21,7 @@ from edgekit.structs import Strict
 
 DESIRED = "application/vnd.edgekit.desired+json"
 COMMAND = "application/vnd.edgekit.command+json"
+ROUND = "application/vnd.edgekit.round+json"
 
 
 class _Signature(Strict, frozen=True):
@@ -50,6 +51,11 @@ def sign(payload: bytes, *, kind: str, key: SigningKey) -> bytes:
             signatures=(_Signature(key.public.id, base64.b64encode(signature).decode()),),
         )
     )
+
+
+def seal(payload: bytes, *, kind: str, key: SigningKey | None) -> bytes:
+    """`payload` as it travels: in an envelope where there is a key, else as it is."""
+    return payload if key is None else sign(payload, kind=kind, key=key)
 
 
 def open_(raw: bytes, *, kind: str, trusted: Sequence[PublicKey], what: str) -> bytes:

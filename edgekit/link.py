@@ -13,7 +13,7 @@ import ssl
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from edgekit.errors import ConfigError, MessageError
@@ -26,6 +26,8 @@ MAX_PACKET_BYTES = 64 << 20
 OVERHEAD_BYTES = 66 << 10
 KEEPALIVE_S = 20
 MAX_IN_FLIGHT = 200
+
+Qos = Literal[0, 1]
 
 
 class Broker(NamedTuple):
@@ -80,7 +82,7 @@ class Link(Protocol):
         """Hand a message over at QoS 1; `False` while there is no connection or no room."""
         ...
 
-    def subscribe(self, topic: str) -> None:
+    def subscribe(self, topic: str, *, qos: Qos = 1) -> None:
         """Hear one more topic filter, now and at every connection."""
         ...
 
@@ -97,7 +99,7 @@ class MqttLink:
     Args:
         broker: where to connect to.
         client_id: also the identity that the broker knows.
-        filters: topic filters to subscribe to at every connection.
+        filters: topic filters to subscribe to at every connection, at QoS 1.
         on_message: called with topic and payload in the link's thread. It may block: the broker
             is then held back, and memory stays bounded.
         on_connect: called in the link's thread after the subscriptions were asked for.
@@ -127,7 +129,7 @@ class MqttLink:
         from edgekit.mqtt_client import BoundedClient
 
         self._broker = broker
-        self._filters = list(filters)
+        self._filters: dict[str, Qos] = dict.fromkeys(filters, 1)
         self._on_message = on_message
         self._on_connect = on_connect
         self._success = mqtt.MQTT_ERR_SUCCESS
@@ -177,15 +179,14 @@ class MqttLink:
             return False
         return self._client.publish(topic, payload, qos=1, retain=retain).rc == self._success
 
-    def subscribe(self, topic: str) -> None:
-        if topic not in self._filters:
-            self._filters.append(topic)
+    def subscribe(self, topic: str, *, qos: Qos = 1) -> None:
+        # Replaced, not changed: the link's thread may be reading it.
+        self._filters = self._filters | {topic: qos}
         if self._client.is_connected():
-            self._client.subscribe(topic, 1)
+            self._client.subscribe(topic, qos)
 
     def unsubscribe(self, topic: str) -> None:
-        if topic in self._filters:
-            self._filters.remove(topic)
+        self._filters = {name: qos for name, qos in self._filters.items() if name != topic}
         if self._client.is_connected():
             self._client.unsubscribe(topic)
 
@@ -216,7 +217,7 @@ class MqttLink:
         self._trouble.text = ""
         log.info("link up", extra={"broker": f"{self._broker.host}:{self._broker.port}"})
         if self._filters:
-            client.subscribe([(item, 1) for item in self._filters])
+            client.subscribe(list(self._filters.items()))
         self._on_connect()
 
     def _disconnected(

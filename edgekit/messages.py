@@ -283,7 +283,12 @@ class Reported(Message, frozen=True, kw_only=True):
 class RoundOpen(Message, frozen=True, kw_only=True):
     """`rounds/{round}/open`, retained until the round ends (then an empty payload).
 
+    It is said again while answers are missing. An enrolled device takes it only in a signed
+    envelope; `parameters_sha256` makes that hold for the weights.
+
     Attributes:
+        site: the only one whose devices are asked.
+        answered: participants whose answer has come; the others say theirs again.
         base: digest of the bundle whose `training/` entries a device trains with.
         parameters_sha256: identity of the weights under `rounds/{round}/parameters`.
         participants: devices that are asked.
@@ -291,10 +296,12 @@ class RoundOpen(Message, frozen=True, kw_only=True):
     """
 
     round: Id
+    site: Id
     model: ModelName
     base: Digest
     parameters_sha256: Sha256
     participants: tuple[Id, ...]
+    answered: tuple[Id, ...] = ()
     epochs: Annotated[int, msgspec.Meta(ge=1, le=1000)]
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=65536)]
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=100)]

@@ -99,6 +99,7 @@ class Coordinator:
         self.ingest = Ingest(
             store=self.store, clock=clock, publish=self._publish, on_change=self.wake
         )
+        control_key = SigningKey.read(settings.fleet.control_key) if settings.fleet else None
         self.rounds = Rounds(
             store=self.store,
             clock=clock,
@@ -107,9 +108,11 @@ class Coordinator:
             rollouts=self.rollouts,
             builder=Builder(key=_round_key(settings), state=settings.state / "rounds"),
             publish=self._publish_retained,
+            key=control_key,
         )
-        control_key = SigningKey.read(settings.fleet.control_key) if settings.fleet else None
-        self._sender = Sender(store=self.store, publish=self._publish_retained, key=control_key)
+        self._sender = Sender(
+            store=self.store, clock=clock, publish=self._publish_retained, key=control_key
+        )
         self.control = Control(
             store=self.store,
             clock=clock,

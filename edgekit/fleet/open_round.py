@@ -1,7 +1,7 @@
 """OpenRound: what comes in while a round is open, judged and summed; it neither sends nor stores.
 
-Every participant is heard once. An answer that is not counted has a reason code, and the round is
-complete when each participant has answered, well or badly.
+Every participant is heard once; what it says again is nothing new. An answer that is not counted
+has a reason code, and the round is complete when each participant has answered, well or badly.
 """
 
 from __future__ import annotations
@@ -60,6 +60,16 @@ class OpenRound:
         return len(self._answered) == len(self.opened.participants)
 
     @property
+    def missing(self) -> list[str]:
+        """The participants that have not answered."""
+        return sorted(set(self.opened.participants) - self._answered)
+
+    @property
+    def announcement(self) -> RoundOpen:
+        """What the devices are told now: the round, and who need not answer any more."""
+        return msgspec.structs.replace(self.opened, answered=tuple(sorted(self._answered)))
+
+    @property
     def accepted(self) -> int:
         """How many updates are in the average."""
         return self._accepted
@@ -68,8 +78,14 @@ class OpenRound:
         """The weights after the round."""
         return self._average.result()
 
-    def take(self, device: str, payload: bytes, *, now_ms: int) -> Answer:
-        """Judge a message that came on the topic of `device`, and count it if it is good."""
+    def take(self, device: str, payload: bytes, *, now_ms: int) -> Answer | None:
+        """Judge a message that came on the topic of `device`, and count it if it is good.
+
+        Returns:
+            what it came to; `None` where the device has answered before.
+        """
+        if device in self._answered:
+            return None
         refused = self._standing(device, now_ms=now_ms)
         if refused is not None:
             return _refused(device, payload, *refused)
@@ -100,8 +116,6 @@ class OpenRound:
     def _standing(self, device: str, *, now_ms: int) -> tuple[str, str] | None:
         if device not in self.opened.participants:
             return "not_participant", "the device was not asked"
-        if device in self._answered:
-            return "duplicate", "the device has answered before"
         if now_ms > self.opened.closes_at:
             return "late", "the round had closed"
         return None

@@ -1,7 +1,8 @@
 """Rounds: a series of federated rounds from a base bundle to a better one, one series at a time.
 
-Each round is opened with retained messages, closes when every participant has answered or its time
-is over, and is averaged while updates come in. After the last one the build path decides. Rows are
+Each round is opened with retained messages, said again while answers are missing (a broker may lose
+one), closes when every participant has answered or its time is over, and is averaged while updates
+come in. After the last one the build path decides. Rows are
 written before devices hear of a round. A restart of the coordinator ends a series: its updates were
 in memory; the retained messages of its round are cleared, and the series says why it failed.
 """
@@ -16,7 +17,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from edgekit import messages, storage, tensors, topics, training
+from edgekit import envelope, messages, storage, tensors, topics, training
 from edgekit.bundle import Bundle
 from edgekit.clock import Clock
 from edgekit.errors import EdgekitError, FleetError
@@ -30,6 +31,7 @@ from edgekit.fleet.rollouts import Rollouts
 from edgekit.fleet.series import Plan, Request
 from edgekit.fleet.store import Store
 from edgekit.messages import ParametersHeader, RoundOpen
+from edgekit.signing import SigningKey
 from edgekit.tensors import Arrays
 from edgekit.topics import UpdateTopic
 
@@ -40,6 +42,9 @@ _QUEUE_LENGTH = 2
 _POLL_S = 0.2
 # Answers that wait when a round closes are noted as late; whoever goes on sending is not heard.
 _LATE_MS = 1000
+# A round is said again after so long, then after twice as long, and so on.
+_REPEAT_S = 5.0
+_LONGEST_REPEAT_S = 300.0
 _INTERRUPTED = "the coordinator was restarted while it ran"
 
 
@@ -48,6 +53,7 @@ class Rounds:
 
     Args:
         publish: hands a retained message to the link; `False` where it has no room now.
+        key: signs what devices are asked; `None` where they are asked without a signature.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class Rounds:
         rollouts: Rollouts,
         builder: Builder,
         publish: Callable[[str, bytes], bool],
+        key: SigningKey | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -68,6 +75,7 @@ class Rounds:
         self._rollouts = rollouts
         self._builder = builder
         self._publish = publish
+        self._key = key
         self._requests: queue.Queue[int] = queue.Queue()
         self._updates: queue.Queue[tuple[UpdateTopic, bytes]] = queue.Queue(_QUEUE_LENGTH)
         self._open: str | None = None
@@ -173,8 +181,9 @@ class Rounds:
         frame = tensors.pack(ParametersHeader(round=opened.round), parameters)
         self._open = opened.round
         try:
-            self._send_open(plan.site, opened, frame)
-            self._collect(current, plan.site, frame)
+            self._send_parameters(opened, frame)
+            self._send_open(current)
+            self._collect(current, frame)
         finally:
             self._open = None
             self._drain()
@@ -182,7 +191,7 @@ class Rounds:
         if self._closing.is_set():
             return parameters
         enough = current.accepted >= plan.min_updates
-        reason = "" if enough else f"{current.accepted} updates, {plan.min_updates} needed"
+        reason = "" if enough else _shortfall(current, plan.min_updates)
         with self._store.write() as connection:
             series.close_round(
                 connection,
@@ -205,6 +214,7 @@ class Rounds:
         opened = RoundOpen(
             # Devices remember the rounds they answered; a new store must not repeat a name.
             round=f"s{number}-r{turn}-{secrets.token_hex(4)}",
+            site=plan.site,
             model=plan.model,
             base=plan.base,
             parameters_sha256=tensors.digest(parameters),
@@ -218,35 +228,49 @@ class Rounds:
             series.open_round(connection, number, turn, opened, now_ms=now_ms)
         return opened
 
-    def _collect(self, current: OpenRound, site: str, frame: bytes) -> None:
+    def _collect(self, current: OpenRound, frame: bytes) -> None:
+        opened = current.opened
+        wait_s = _REPEAT_S
+        again_s = self._clock.monotonic() + wait_s
         while not current.complete and not self._closing.is_set():
             if self._renew.is_set():
-                self._send_open(site, current.opened, frame)
+                self._send_parameters(opened, frame)
+                self._send_open(current)
+            elif self._clock.monotonic() > again_s:
+                wait_s = min(2 * wait_s, _LONGEST_REPEAT_S)
+                again_s = self._clock.monotonic() + wait_s
+                self._send_open(current)
             try:
                 topic, payload = self._updates.get(timeout=_POLL_S)
             except queue.Empty:
-                if self._clock.now_ms() > current.opened.closes_at:
+                if self._clock.now_ms() > opened.closes_at:
                     return
                 continue
-            if self._clock.now_ms() > current.opened.closes_at + _LATE_MS:
+            if self._clock.now_ms() > opened.closes_at + _LATE_MS:
                 return
-            if (topic.site, topic.round) != (site, current.opened.round):
-                continue
-            answer = current.take(topic.device, payload, now_ms=self._clock.now_ms())
-            with self._store.write() as connection:
-                series.note_answer(connection, current.opened.round, answer)
-            if not answer.accepted:
-                log.warning(
-                    "update not counted",
-                    extra={"device": answer.device, "reason": answer.reason},
-                )
+            if (topic.site, topic.round) == (opened.site, opened.round):
+                self._take(current, topic.device, payload)
 
-    def _send_open(self, site: str, opened: RoundOpen, frame: bytes) -> None:
-        """Parameters first: who hears of the round finds them."""
+    def _take(self, current: OpenRound, device: str, payload: bytes) -> None:
+        answer = current.take(device, payload, now_ms=self._clock.now_ms())
+        if answer is None:
+            log.info("update came again", extra={"device": device})
+            return
+        with self._store.write() as connection:
+            series.note_answer(connection, current.opened.round, answer)
+        if not answer.accepted:
+            log.warning("update not counted", extra={"device": device, "reason": answer.reason})
+
+    def _send_parameters(self, opened: RoundOpen, frame: bytes) -> None:
+        """Before the round is opened: who hears of it finds them."""
         self._renew.clear()
-        self._send(topics.round_parameters(site, opened.round), frame, until=opened.closes_at)
-        body = messages.encode(opened)
-        self._send(topics.round_open(site, opened.round), body, until=opened.closes_at)
+        topic = topics.round_parameters(opened.site, opened.round)
+        self._send(topic, frame, until=opened.closes_at)
+
+    def _send_open(self, current: OpenRound) -> None:
+        opened = current.announcement
+        body = envelope.seal(messages.encode(opened), kind=envelope.ROUND, key=self._key)
+        self._send(topics.round_open(opened.site, opened.round), body, until=opened.closes_at)
 
     def _send(self, topic: str, payload: bytes, *, until: int) -> None:
         while not self._publish(topic, payload):
@@ -329,3 +353,11 @@ class Rounds:
                 rollout=rollout,
                 now_ms=self._clock.now_ms(),
             )
+
+
+def _shortfall(current: OpenRound, needed: int) -> str:
+    """Why a round failed; names the devices that never answered, as far as they fit a line."""
+    silent = current.missing
+    named = ", ".join(silent[:5]) + (f" and {len(silent) - 5} more" if len(silent) > 5 else "")
+    said = f"; no answer from {named}" if silent else ""
+    return f"{current.accepted} updates, {needed} needed{said}"

@@ -1,7 +1,7 @@
 """Answers: what this device said in each round, on disk until the round closes.
 
-Promise: a round that was answered is not answered anew, also after a restart, and an answer that
-was given while the link was down is sent when it is up.
+Promise: a round that was answered is not answered anew, also after a restart: what was said once is
+said again, byte for byte, where the coordinator has not heard it.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Answers:
         for left in folder.glob(".*.tmp"):
             left.unlink(missing_ok=True)
 
-    def has(self, round_id: str) -> bool:
-        """Whether this round was answered."""
-        return self._path(round_id).exists()
+    def find(self, round_id: str) -> Answer | None:
+        """What was said in this round; `None` where nothing was, or it can no longer be read."""
+        return _read(self._path(round_id))
 
     def keep(self, answer: Answer) -> None:
         """Make an answer durable, raising `StorageError` where the disk refuses."""
@@ -58,16 +58,12 @@ class Answers:
         """The round is over."""
         self._path(round_id).unlink(missing_ok=True)
 
-    def open(self, *, now_ms: int) -> list[Answer]:
-        """Every answer that still counts; those that do not are deleted."""
-        found: list[Answer] = []
-        for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+    def prune(self, *, now_ms: int) -> None:
+        """Delete every answer that nobody counts any more."""
+        for path in self._folder.glob(f"*{_SUFFIX}"):
             answer = _read(path)
             if answer is None or answer.closes_at <= now_ms:
                 path.unlink(missing_ok=True)
-            else:
-                found.append(answer)
-        return found
 
     def _path(self, round_id: str) -> Path:
         return self._folder / f"{round_id}{_SUFFIX}"

@@ -75,6 +75,7 @@ class Reporter:
         resources: what the board uses now.
         drifts: what is known of each model's drift.
         slots: where the device is with each model.
+        on_slots: called when a message that carries the slots was appended.
         about: what the device runs on; asked once.
         clock: for the interval and the time stamps.
     """
@@ -90,6 +91,7 @@ class Reporter:
         resources: Callable[[], Resources],
         drifts: Drifts = tuple,
         slots: Slots = dict,
+        on_slots: Callable[[], None] = lambda: None,
         about: Callable[[], About] = about_.read,
         clock: Clock,
     ) -> None:
@@ -100,6 +102,7 @@ class Reporter:
         self._resources = resources
         self._drifts = drifts
         self._slots = slots
+        self._on_slots = on_slots
         self._about = about
         self._known_about: About | None = None
         self._parts = Parts()
@@ -170,14 +173,17 @@ class Reporter:
         figures, resources = tuple(self._figures()), sensors.rounded(self._resources())
         about, slots, drifts = self._read_about(), _compared(self._slots()), self._drifts()
         outbox = self._outbox.figures()
+        has_slots = False
 
         def make(seq: int) -> Telemetry:
+            nonlocal has_slots
             bodies: dict[Part, object] = {
                 "about": about,
                 "slots": slots,
                 "drift": [msgspec.structs.replace(one, rows=0, sketch=None) for one in drifts],
             }
             told = self._parts.tell(bodies, seq=seq, now_s=now)
+            has_slots = told["slots"] == seq
             return Telemetry(
                 boot=self._boot,
                 seq=seq,
@@ -196,6 +202,8 @@ class Reporter:
 
         if not self._outbox.append("telemetry", make):
             self._parts.forget()
+        elif has_slots:
+            self._on_slots()
 
     def _read_about(self) -> About:
         if self._known_about is None:

@@ -1,7 +1,8 @@
 """Trainer: this device's part in federated rounds. Its samples never leave it, only changes do.
 
 One thread of low priority trains one round at a time. Promise: each round that asks this device
-gets one answer, an update or a refusal with its reason, or none if the round closes before.
+gets one answer, an update or a refusal with its reason, or none if the round closes before. It is
+given again while the coordinator says that it has not come: a broker may lose what it acknowledged.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from edgekit import messages, tensors, topics, training
 from edgekit.clock import Clock
 from edgekit.errors import DataError, EdgekitError, EngineError, MessageError
+from edgekit.link import Qos
 from edgekit.messages import ParametersHeader, Refusal, RoundOpen, UpdateHeader
 from edgekit.tensors import Arrays
 from edgekit.training import TrainingSpec
@@ -94,7 +96,7 @@ class RoundLink(Protocol):
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool: ...
 
-    def subscribe(self, topic: str) -> None: ...
+    def subscribe(self, topic: str, *, qos: Qos = 1) -> None: ...
 
     def unsubscribe(self, topic: str) -> None: ...
 
@@ -142,6 +144,7 @@ class Trainer:
         self._thread = threading.Thread(target=self._run, name="training", daemon=True)
 
     def start(self) -> None:
+        self._answers.prune(now_ms=self._clock.now_ms())
         self._thread.start()
 
     def close(self, *, timeout_s: float) -> None:
@@ -151,16 +154,14 @@ class Trainer:
             self._rounds.put_nowait(None)
         self._thread.join(timeout_s)
 
-    def connected(self) -> None:
-        """The link is new: say again what still counts. The coordinator keeps the first."""
-        for answer in self._answers.open(now_ms=self._clock.now_ms()):
-            self._publish(answer)
-
     def opened(self, opened: RoundOpen) -> None:
-        """A round began; called in the link's thread, at each connection again."""
+        """A round began, or goes on; called in the link's thread, at each connection again."""
         if self._device not in opened.participants or opened.round in self._known:
             return
-        if self._answers.has(opened.round) or opened.closes_at <= self._clock.now_ms():
+        if self._device in opened.answered or opened.closes_at <= self._clock.now_ms():
+            return
+        if (said := self._answers.find(opened.round)) is not None:
+            self._publish(said)
             return
         self._known.add(opened.round)
         try:
@@ -271,7 +272,9 @@ class Trainer:
     def _await_frame(self, opened: RoundOpen, topic: str) -> bytes:
         deadline = self._clock.monotonic() + PARAMETERS_WAIT_S
         self._waits_for = opened.round
-        self._link.subscribe(topic)
+        # At QoS 0 nats-server keeps no consumer for it: as those of QoS 1 go, now and then it
+        # forgets a message of anybody that it has acknowledged. What is retained comes anyway.
+        self._link.subscribe(topic, qos=0)
         try:
             while not self._is_gone(opened) and self._clock.monotonic() < deadline:
                 with suppress(queue.Empty):

@@ -2,8 +2,9 @@
 reported state, telemetry and events.
 
 Promise: nothing that arrives here ends the daemon; what is not valid is logged and dropped. Status
-and reported state are retained, so that it does not matter who listened when they were said. An
-enrolled device takes a wish only in an envelope that its fleet signed, and in its own name.
+and reported state are retained, so that it does not matter who listened when they were said; a
+broker may lose one all the same, so the reported state is said again beside the telemetry that tells
+of it, and when a wish comes again. An enrolled device takes a wish only in an envelope that its fleet signed, and in its own name.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class Uplink:
             resources=lambda: sensors.read(config.state.folder),
             drifts=drifts,
             slots=self._states,
+            on_slots=self.changed,
             clock=clock,
         )
         self.events = self._reporter.event
@@ -181,8 +183,6 @@ class Uplink:
         self.changed()
         self._sender.connected()
         self._reporter.wake()
-        if self._trainer is not None:
-            self._trainer.connected()
         if self._control is not None:
             self._control.connected()
 
@@ -214,7 +214,11 @@ class Uplink:
             self._reporter.wake()
         elif topic == self._topic(topics.DESIRED):
             if payload and self._want is not None:
-                self._want(self._desired(payload, topic=topic))
+                desired = self._desired(payload, topic=topic)
+                self._want(desired)
+                if self._report is not None and self._report().serial == desired.serial:
+                    # Said again: that it was taken may not have been heard.
+                    self.changed()
         elif topic == self._topic(topics.STATUS):
             if payload:
                 self._heard(messages.decode(payload, Status, topic=topic))
@@ -222,19 +226,37 @@ class Uplink:
             if payload and self._control is not None:
                 self._control.received(number, payload)
         elif self._trainer is not None:
-            _to_trainer(self._trainer, topic, payload)
+            self._to_trainer(self._trainer, topic, payload)
+
+    def _signed(self, payload: bytes, *, kind: str, topic: str) -> bytes:
+        """What whoever may command this device has signed; as it came where nothing is signed."""
+        if self._identity is None:
+            return payload
+        return envelope.open_(payload, kind=kind, trusted=self._identity.control_keys, what=topic)
 
     def _desired(self, payload: bytes, *, topic: str) -> Desired:
         """A wish that is meant for this device, by whoever may wish."""
-        if self._identity is None:
-            return messages.decode(payload, Desired, topic=topic)
-        signed = envelope.open_(
-            payload, kind=envelope.DESIRED, trusted=self._identity.control_keys, what=topic
-        )
+        signed = self._signed(payload, kind=envelope.DESIRED, topic=topic)
         desired = messages.decode(signed, Desired, topic=topic)
-        if desired.device != self._name:
+        if self._identity is not None and desired.device != self._name:
             raise MessageError(f"{topic}: signed for {desired.device!r}, this is {self._name}")
         return desired
+
+    def _to_trainer(self, trainer: Trainer, topic: str, payload: bytes) -> None:
+        found = re.search(rf"/{topics.ROUNDS}/([^/]+)/({topics.OPEN}|{topics.PARAMETERS})\Z", topic)
+        if found is None:
+            raise MessageError(f"{topic} is no topic of a device")
+        round_id, leaf = found.groups()
+        if leaf == topics.PARAMETERS:
+            trainer.parameters(round_id, payload)
+        elif not payload:
+            trainer.ended(round_id)
+        else:
+            signed = self._signed(payload, kind=envelope.ROUND, topic=topic)
+            opened = messages.decode(signed, RoundOpen, topic=topic)
+            if (opened.site, opened.round) != (self._device.site, round_id):
+                raise MessageError(f"{topic}: says that it is {opened.round} of {opened.site}")
+            trainer.opened(opened)
 
     def _command(self, topic: str) -> str | None:
         return command_id(topic.removeprefix(self._topic("")))
@@ -257,19 +279,3 @@ def _broker(fleet: FleetSection, identity: Identity | None) -> str:
     address = fleet.broker or (identity.broker if identity else None)
     assert address is not None  # checked with the configuration
     return address
-
-
-def _to_trainer(trainer: Trainer, topic: str, payload: bytes) -> None:
-    found = re.search(rf"/{topics.ROUNDS}/([^/]+)/({topics.OPEN}|{topics.PARAMETERS})\Z", topic)
-    if found is None:
-        raise MessageError(f"{topic} is no topic of a device")
-    round_id, leaf = found.groups()
-    if leaf == topics.PARAMETERS:
-        trainer.parameters(round_id, payload)
-    elif not payload:
-        trainer.ended(round_id)
-    else:
-        opened = messages.decode(payload, RoundOpen, topic=topic)
-        if opened.round != round_id:
-            raise MessageError(f"{topic}: round is {opened.round}, the topic says otherwise")
-        trainer.opened(opened)

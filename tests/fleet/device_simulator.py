@@ -70,7 +70,6 @@ class DeviceSimulator:
         self._repository = repository
         self._opened: dict[str, RoundOpen] = {}
         self._parameters: dict[str, Arrays] = {}
-        self._answered: set[str] = set()
         gone = messages.encode(Status(online=False, boot=boot))
         self.link = MqttLink(
             Broker.parse(broker),
@@ -208,9 +207,8 @@ class DeviceSimulator:
         opened, parameters = self._opened.get(round_id), self._parameters.get(round_id)
         if opened is None or parameters is None or self._trainer is None:
             return
-        if self.device not in opened.participants or round_id in self._answered:
+        if self.device not in opened.participants or self.device in opened.answered:
             return
-        self._answered.add(round_id)
         answer = self._trainer(opened, parameters)
         topic = topics.round_update(self.site, round_id, self.device)
         if isinstance(answer, bytes):

@@ -93,6 +93,7 @@ def test_an_ordinary_update_has_no_fault(seed: int) -> None:
 def opened(*participants: str) -> OpenRound:
     told = RoundOpen(
         round="s1-r1",
+        site="demo",
         model="m",
         base="sha256:" + "0" * 64,
         parameters_sha256=tensors.digest(BASE),
@@ -119,7 +120,8 @@ def frame(sender: str, **changes: object) -> bytes:
 
 
 def reason(round_: OpenRound, device: str, payload: bytes, *, now_ms: int = 0) -> str:
-    return round_.take(device, payload, now_ms=now_ms).reason
+    answer = round_.take(device, payload, now_ms=now_ms)
+    return "again" if answer is None else answer.reason
 
 
 def test_a_round_is_complete_when_every_participant_has_answered() -> None:
@@ -131,6 +133,7 @@ def test_a_round_is_complete_when_every_participant_has_answered() -> None:
     assert reason(current, "c", refusal) == "no_data"
 
     assert current.complete
+    assert current.announcement.answered == ("a", "b", "c")
     assert current.accepted == 1
     np.testing.assert_allclose(current.result()["w"], BASE["w"] + update(1)["w"], atol=1e-6)
 
@@ -140,7 +143,7 @@ def test_a_device_is_heard_once_and_only_if_it_was_asked_and_in_time() -> None:
 
     assert reason(current, "z", frame("z")) == "not_participant"
     assert reason(current, "a", frame("a")) == ""
-    assert reason(current, "a", frame("a")) == "duplicate"
+    assert reason(current, "a", frame("a")) == "again"
     assert reason(current, "b", frame("b"), now_ms=CLOSES_AT + 1) == "late"
     assert current.accepted == 1
 

@@ -87,6 +87,21 @@ def poisoned(device: str) -> Trainer:
     return train
 
 
+def lost_once(trainer: Trainer) -> Trainer:
+    """Answers, and the broker loses the first answer."""
+    given: list[object] = []
+
+    def train(opened: RoundOpen, parameters: Arrays) -> Any:
+        given.append(opened)
+        return trainer(opened, parameters) if len(given) > 1 else None
+
+    return train
+
+
+def silent(_opened: RoundOpen, _parameters: Arrays) -> None:
+    return None
+
+
 def test_rounds_improve_the_model_and_the_result_is_published_and_rolled_out(
     signed_fleet: Fleet, digits: Digits, base: Path
 ) -> None:
@@ -161,6 +176,36 @@ def test_bad_updates_are_recorded_with_their_reason_and_a_round_without_good_one
             "b-4": "malformed",
             "b-5": "wrong_device",
         }
+
+
+def test_a_round_is_said_again_where_a_broker_lost_an_answer(
+    signed_fleet: Fleet, digits: Digits, base: Path
+) -> None:
+    newest = newest_base(signed_fleet, digits, base, "3.5.0")
+    with ExitStack() as stack:
+        trainers = {
+            "l-1": constant_trainer("l-1", step=0.0, samples=5),
+            "l-2": lost_once(constant_trainer("l-2", step=0.0, samples=5)),
+        }
+        join(signed_fleet, stack, newest, trainers)
+
+        done = start(signed_fleet, digits, "--count", "1")
+
+        (only,) = done["rounds"]
+        assert (only["state"], only["accepted"], only["refused"]) == ("closed", 2, {})
+
+
+def test_a_round_that_fails_names_who_never_answered(
+    signed_fleet: Fleet, digits: Digits, base: Path
+) -> None:
+    newest = newest_base(signed_fleet, digits, base, "3.8.0")
+    with ExitStack() as stack:
+        trainers = {"n-1": constant_trainer("n-1", step=0.0, samples=5), "n-2": silent}
+        join(signed_fleet, stack, newest, trainers)
+
+        done = start(signed_fleet, digits, "--count", "1", "--timeout", "1")
+
+        assert done["reason"] == "round 1 failed: 1 updates, 2 needed; no answer from n-2"
 
 
 def test_a_series_that_a_restart_cut_off_says_so(

@@ -39,6 +39,7 @@ class Device:
     def __init__(self, path: Path, *, max_rows: int = 100) -> None:
         self.clock = ManualClock()
         self.slots: dict[str, ModelState] = {}
+        self.slots_told: list[float] = []
         self.outbox = Outbox(
             path / "outbox.db",
             boot=BOOT,
@@ -58,6 +59,7 @@ class Device:
             figures=lambda: [FIGURES],
             resources=lambda: sensors.read(path),
             slots=lambda: self.slots,
+            on_slots=lambda: self.slots_told.append(self.clock.monotonic()),
             clock=self.clock,
         )
 
@@ -87,6 +89,17 @@ def test_an_interval_is_told_once(device: Device) -> None:
     assert message.models == (FIGURES,)
     assert message.period_s == 61
     assert message.resources.rss_bytes > 0
+
+
+def test_whoever_says_the_slots_too_hears_when_a_message_carries_them(device: Device) -> None:
+    begun = device.clock.monotonic()
+    for number in range(70):
+        if number == 5:
+            device.slots["tiny"] = ModelState(version="1.0.0")
+        device.clock.advance(60)
+        device.reporter._turn()
+
+    assert [(at - begun) / 60 for at in device.slots_told] == [1, 6, 66]
 
 
 def test_intervals_without_a_link_wait_in_the_outbox(device: Device) -> None:

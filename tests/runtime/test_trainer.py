@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from edgekit import tensors, topics, training
 from edgekit.bundle import Bundle
 from edgekit.clock import SystemClock
+from edgekit.link import Qos
 from edgekit.messages import ParametersHeader, Refusal, RoundOpen, UpdateHeader
 from edgekit.signing import SigningKey
 from edgekit.tensors import Arrays
@@ -51,7 +52,7 @@ class Broker:
             self.answers.append(payload)
         return self.up
 
-    def subscribe(self, topic: str) -> None:
+    def subscribe(self, topic: str, *, qos: Qos = 1) -> None:
         self.subscribed.add(topic)
         assert self.trainer is not None
         if topic in self.retained:
@@ -98,6 +99,7 @@ class Device:
     def round(self, **changes: Any) -> RoundOpen:
         opened = RoundOpen(
             round=ROUND,
+            site=SITE,
             model="clouds",
             base=self.base,
             parameters_sha256=tensors.digest(self.weights),
@@ -178,14 +180,24 @@ def test_a_round_for_others_is_left_alone(device: Device) -> None:
 def test_a_round_is_answered_once_also_after_a_restart(device: Device) -> None:
     device.offer(device.round())
     first = device.answer()
-    device.offer(device.round())
     device.trainer.close(timeout_s=PATIENCE_S)
     device.start()
     device.offer(device.round())
-    device.trainer.connected()
 
     assert device.broker.answers == [first, first]
     assert device.told == ["round_trained"]
+
+
+def test_an_answer_is_given_again_until_the_coordinator_says_that_it_came(device: Device) -> None:
+    device.offer(device.round())
+    first = device.answer()
+    deadline = time.monotonic() + PATIENCE_S
+    while len(device.broker.answers) < 2:
+        assert time.monotonic() < deadline, "the answer was given once only"
+        device.offer(device.round(answered=("board-0",)))
+    device.offer(device.round(answered=("board-0", DEVICE)))
+
+    assert device.broker.answers == [first, first]
 
 
 def test_an_answer_given_without_a_link_is_sent_when_there_is_one(device: Device) -> None:
@@ -199,7 +211,7 @@ def test_an_answer_given_without_a_link_is_sent_when_there_is_one(device: Device
 
     device.broker.up = True
     device.start()
-    device.trainer.connected()
+    device.offer(device.round())
 
     assert len(device.broker.answers) == 1
 
@@ -335,7 +347,10 @@ def test_answers_that_nobody_counts_any_more_are_deleted(tmp_path: Path) -> None
     answers.keep(Answer(round="new", closes_at=30, payload=b"y"))
     (tmp_path / "odd.answer").write_bytes(b"\xff")
 
-    assert [answer.round for answer in answers.open(now_ms=20)] == ["new"]
+    answers.prune(now_ms=20)
+
+    assert answers.find("old") is None
+    assert answers.find("new") == Answer(round="new", closes_at=30, payload=b"y")
     assert [path.name for path in tmp_path.iterdir()] == ["new.answer"]
 
 

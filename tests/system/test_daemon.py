@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from edgekit import messages, tensors, topics
-from edgekit.messages import ParametersHeader, RoundOpen, UpdateHeader, Wanted
+from edgekit.messages import Desired, ParametersHeader, RoundOpen, UpdateHeader, Wanted
 from edgekit.signing import SigningKey
 from tests import bundles, trainable
 from tests.system.daemons import (
@@ -231,6 +231,7 @@ def test_a_device_takes_part_in_a_round(fleet: Fleet) -> None:
     weights = trainable.parameters(base)
     opened = RoundOpen(
         round="r1",
+        site=SITE,
         model="clouds",
         base=wanted.digest,
         parameters_sha256=tensors.digest(weights),
@@ -255,6 +256,22 @@ def test_a_device_takes_part_in_a_round(fleet: Fleet) -> None:
     assert header.loss_after < header.loss_before
     assert set(changes) == set(weights)
     assert fleet.coordinator.updates[1] == fleet.coordinator.updates[0]
+
+
+def test_a_wish_that_comes_again_is_answered_with_what_the_device_has(fleet: Fleet) -> None:
+    fleet.start()
+    wish = Desired(serial=3)
+    fleet.coordinator.tell(topics.DESIRED, messages.encode(wish))
+
+    def taken() -> bool:
+        said = fleet.coordinator.reported
+        return said is not None and said.serial == 3
+
+    wait_for(taken, "the wish to be taken")
+    fleet.coordinator.reported = None
+    fleet.coordinator.tell(topics.DESIRED, messages.encode(wish))
+
+    wait_for(taken, "the reported state once more")
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from edgekit import envelope, messages, topics
-from edgekit.messages import Desired, Wanted
+from edgekit.messages import Desired, RoundOpen, Wanted
 from edgekit.signing import SigningKey
 from tests.system.daemons import EdgeDaemon, wait_for
 from tests.system.enrolled import DEVICE, NAME, SITE, Fleet, fleet
@@ -23,7 +24,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def device(running: Fleet) -> Iterator[EdgeDaemon]:
-    made = running.device()
+    data = running.place / "data.npz"
+    made = running.device(more=f'[training]\ndata = "{data}"\nmodels = ["tiny"]\n')
     running.publish("1.0.0", seed=1)
     made.start()
     try:
@@ -49,6 +51,39 @@ def test_the_next_version_comes_as_a_delta(running: Fleet, device: EdgeDaemon) -
 
     wait_for(lambda: device.versions("tiny") == ["1.1.0"], "the second version")
     assert "bundle rebuilt from a delta" in device.log
+
+
+def test_only_the_fleet_can_ask_a_device_to_train(running: Fleet, device: EdgeDaemon) -> None:
+    opened = RoundOpen(
+        round="r1",
+        site=SITE,
+        model="tiny",
+        base="sha256:" + "0" * 64,
+        parameters_sha256="0" * 64,
+        participants=(DEVICE,),
+        epochs=1,
+        batch_size=1,
+        learning_rate=0.1,
+        closes_at=1 << 52,
+    )
+    control = SigningKey.read(running.folder.control_key)
+    plain = messages.encode(opened)
+    elsewhere = messages.encode(msgspec.structs.replace(opened, site="elsewhere"))
+    for payload in (
+        plain,
+        envelope.sign(plain, kind=envelope.ROUND, key=SigningKey.generate()),
+        envelope.sign(plain, kind=envelope.DESIRED, key=control),
+        envelope.sign(elsewhere, kind=envelope.ROUND, key=control),
+    ):
+        dropped = device.log.count("message dropped")
+        running.say(topics.round_open(SITE, "r1"), payload)
+        wait_for(lambda: device.log.count("message dropped") > dropped, "the round to be dropped")  # noqa: B023
+    assert "round taken up" not in device.log
+
+    signed = envelope.sign(plain, kind=envelope.ROUND, key=control)
+    running.say(topics.round_open(SITE, "r1"), signed)
+
+    wait_for(lambda: "round answered" in device.log, "an answer")
 
 
 def test_a_wish_that_the_fleet_did_not_sign_is_dropped(running: Fleet, device: EdgeDaemon) -> None:
