@@ -105,6 +105,7 @@ class MqttLink:
         on_connect: called in the link's thread after the subscriptions were asked for.
         will: what the broker says when this client is gone.
         tls: for `mqtts://`.
+        keepalive_s: longest silence; a link that is gone is noticed after half as long again.
         max_payload_bytes: a broker that sends a longer one loses the connection, before it is read.
 
     Raises:
@@ -121,6 +122,7 @@ class MqttLink:
         on_connect: Callable[[], None],
         will: Will | None = None,
         tls: Tls | None = None,
+        keepalive_s: int = KEEPALIVE_S,
         max_payload_bytes: int = MAX_PACKET_BYTES,
     ) -> None:
         # Imported here: it costs 90 ms, and a board without a fleet has no link.
@@ -129,6 +131,7 @@ class MqttLink:
         from edgekit.mqtt_client import BoundedClient
 
         self._broker = broker
+        self._keepalive_s = keepalive_s
         self._filters: dict[str, Qos] = dict.fromkeys(filters, 1)
         self._on_message = on_message
         self._on_connect = on_connect
@@ -169,7 +172,9 @@ class MqttLink:
         return self._refused
 
     def start(self) -> None:
-        self._client.connect_async(self._broker.host, self._broker.port, keepalive=KEEPALIVE_S)
+        self._client.connect_async(
+            self._broker.host, self._broker.port, keepalive=self._keepalive_s
+        )
         self._client.loop_start()
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:

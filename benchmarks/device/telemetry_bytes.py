@@ -38,7 +38,7 @@ from edgekit.bundle import Bundle
 from edgekit.drift import reference, sketch
 from edgekit.fleet.address import Address
 from edgekit.fleet.broker import Broker
-from edgekit.messages import Desired, Telemetry
+from edgekit.messages import Desired, Reported, Telemetry
 from edgekit_converters.demo.lite0 import write_lite0
 from edgekit_converters.demo.photos import write_photos
 from tests.fleet.processes import Process
@@ -181,6 +181,12 @@ def _hourly(folder: Path, bundle: Path) -> dict[str, Any]:
     more = len(batches.pack([messages.encode(whole), *rest])) - len(
         batches.pack([messages.encode(bare), *rest])
     )
+    # The reported state is said again with the slots: its packet, topic included, and its PUBACK.
+    said = messages.encode(
+        Reported(boot=first.boot, at=first.at, serial=1, models=first.slots or {})
+    )
+    topic = topics.device(SITE, "board-1", topics.REPORTED)
+    more += len(said) + len(topic) + 2 + 2 + 3 + 4
     return {"drift_features": features, "hourly_bytes_a_day_estimated": HOURS * more}
 
 

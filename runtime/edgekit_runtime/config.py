@@ -163,6 +163,7 @@ class FleetSection(Strict, frozen=True, kw_only=True):
         repository: base of bundle addresses; an `http` or `https` URL that ends in `/`.
         mirrors: further bases that hold the same, tried in this order after the repository.
         telemetry_interval_s: seconds between two telemetry messages.
+        keepalive_s: longest silence on the link; the fleet misses a device after half as long again.
         outbox_rows: most messages that wait for the coordinator's acknowledgement.
         outbox_bytes: most bytes of their payloads.
         outbox_age_s: how long a message waits before it is given up.
@@ -174,6 +175,7 @@ class FleetSection(Strict, frozen=True, kw_only=True):
     repository: str | None = None
     mirrors: tuple[str, ...] = ()
     telemetry_interval_s: Seconds = 60.0
+    keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 60
     outbox_rows: Annotated[int, msgspec.Meta(ge=10, le=10_000_000)] = 100_000
     outbox_bytes: Annotated[int, msgspec.Meta(ge=65_536, le=1 << 40)] = 64 << 20
     outbox_age_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0

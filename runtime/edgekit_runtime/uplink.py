@@ -117,6 +117,7 @@ class Uplink:
             on_connect=self._connected,
             will=Will(self._topic(topics.STATUS), self._status(online=False)),
             tls=identity.tls if identity else None,
+            keepalive_s=fleet.keepalive_s,
             # Only the parameters of a round are longer than a message.
             max_payload_bytes=(
                 messages.MAX_TENSOR_FRAME_BYTES if config.training else messages.MAX_PAYLOAD_BYTES

@@ -21,6 +21,7 @@ from edgekit import messages, tensors, topics
 from edgekit.messages import Desired, ParametersHeader, RoundOpen, UpdateHeader, Wanted
 from edgekit.signing import SigningKey
 from tests import bundles, trainable
+from tests.faults import GOOD, Conditions, LinkProxy
 from tests.system.daemons import (
     SITE,
     Coordinator,
@@ -141,6 +142,26 @@ def test_the_last_will_of_an_older_connection_does_not_stand(fleet: Fleet) -> No
 
     said = fleet.coordinator.statuses
     wait_for(lambda: will in said and said[-1].online, "the device's answer to an old will")
+
+
+def test_a_link_that_goes_silent_is_missed_and_loses_nothing(fleet: Fleet) -> None:
+    with LinkProxy(("127.0.0.1", fleet.port)) as link:
+        text = fleet.device.config.read_text()
+        behind = text.replace(f":{fleet.port}", f":{link.port}", 1)
+        behind = behind.replace("insecure = true\n", "insecure = true\nkeepalive_s = 5\n", 1)
+        fleet.device.config.write_text(behind)
+        fleet.start()
+        boot = fleet.coordinator.status.boot  # type: ignore[union-attr]
+        wait_for(lambda: fleet.coordinator.has(boot, 3), "telemetry")
+
+        link.set(Conditions(half_open=True))
+        wait_for(lambda: not fleet.coordinator.status.online, "the last will")  # type: ignore[union-attr]
+        reached = max(seq for _, seq in fleet.coordinator.stored)
+        link.set(GOOD)
+        wait_for(lambda: fleet.coordinator.status.online, "the device to come back")  # type: ignore[union-attr]
+        wait_for(lambda: fleet.coordinator.has(boot, reached + 10), "what waited")
+
+    assert all(fleet.coordinator.has(boot, seq) for seq in range(1, reached + 10))
 
 
 def test_nothing_that_arrives_over_mqtt_ends_the_daemon(fleet: Fleet) -> None:
