@@ -253,7 +253,7 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
         version: what serves now, if anything does.
         state: of the latest update.
         target: version of the latest update.
-        reason: code of why the latest update failed or was rolled back.
+        reason: code of why the latest update failed or was rolled back, or why nothing serves.
         detail: the same for people.
         progress: of the present state, 0 to 1, where it can tell.
         figures: what a canary has measured, by name.

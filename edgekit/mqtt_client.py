@@ -1,8 +1,9 @@
 """MQTT client: paho's, with a bound on what a broker can make it hold.
 
 MQTT lets a packet be 256 MB long, and paho takes in whatever is announced before anybody can look
-at it. Promise: a longer packet than was told ends the connection before its content is read, so
-that a broker costs a device its link and never its memory.
+at it. A message at QoS 2 it keeps until the broker says that it may go. Promise: a longer packet
+than was told ends the connection before its content is read, and so does a message at QoS 2, which
+nobody here asked for; a broker costs a device its link and never its memory.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from paho.mqtt import client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+
+# The bits of a PUBLISH packet's first byte that say its QoS.
+_QOS_BITS = 0b0110
 
 
 class BoundedClient(mqtt.Client):
@@ -33,3 +37,8 @@ class BoundedClient(mqtt.Client):
                 " are taken"
             )
         return super()._sock_recv(bufsize)
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        if (self._in_packet["command"] & _QOS_BITS) >> 1 > 1:
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        return super()._handle_publish()

@@ -59,7 +59,7 @@ def mlp(
         if not last:
             nodes.append(helper.make_node("Relu", [out], [f"r{layer}"]))
             current = f"r{layer}"
-    return _model(nodes, weights, (widths[0],), (widths[-1],), batchable=batchable)
+    return onnx_model(nodes, weights, (widths[0],), (widths[-1],), batchable=batchable)
 
 
 def convnet(*, size: int = 64, channels: int = 32, layers: int = 6, seed: int = 0) -> bytes:
@@ -81,7 +81,7 @@ def convnet(*, size: int = 64, channels: int = 32, layers: int = 6, seed: int = 
         helper.make_node("GlobalAveragePool", [current], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["y"]),
     ]
-    return _model(nodes, weights, (3, size, size), (channels,), batchable=True)
+    return onnx_model(nodes, weights, (3, size, size), (channels,), batchable=True)
 
 
 def samples(
@@ -117,6 +117,7 @@ def write(
     extra: Mapping[str, bytes] = {},
     pipeline: Pipeline = Pipeline(),  # noqa: B008 - frozen
     limits: Limits | None = None,
+    profile: DeviceProfile = PROFILE,
 ) -> Path:
     """Write a signed bundle `NAME-VERSION-PROFILE.edge` into `folder` and return its path.
 
@@ -137,6 +138,7 @@ def write(
         extra: further entries.
         pipeline: steps before and after the model.
         limits: what its variants may cost on a board.
+        profile: of the board that it is for.
     """
     if model is None:
         widths = (FEATURES, 2048, 512, CLASSES) if large else (FEATURES, 32, CLASSES)
@@ -152,7 +154,7 @@ def write(
     content = Manifest(
         name=name,
         version=version,
-        profile=PROFILE,
+        profile=profile,
         model=Model(
             source_sha256=hashlib.sha256(model).hexdigest(), inputs=(inputs,), outputs=(outputs,)
         ),
@@ -174,7 +176,7 @@ def write(
         entries[f"golden/{label}.safetensors"] = tensors.encode(
             {"y": directly(other, golden_inputs)}
         )
-    path = folder / f"{name}-{version}-{PROFILE.name}.edge"
+    path = folder / f"{name}-{version}-{profile.name}.edge"
     bundle.write(path, content, entries=entries, reports={}, key=key or SigningKey.generate())
     return path
 
@@ -186,7 +188,7 @@ def unpacked(folder: Path, **options: Any) -> Bundle:
         return Bundle.open(packed.unpack(folder / path.stem))
 
 
-def _model(
+def onnx_model(
     nodes: Sequence[Any],
     weights: Sequence[Any],
     inputs: tuple[int, ...],
@@ -194,6 +196,7 @@ def _model(
     *,
     batchable: bool,
 ) -> bytes:
+    """A float32 model of these nodes, from `x` to `y`; shapes without the axis of the batch."""
     rows: str | int = "n" if batchable else 1
     graph = helper.make_graph(
         list(nodes),

@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis without deadlines, and skips that CI does not forgive."""
+"""What all tests share: hypothesis without deadlines, skips that CI does not forgive, an order."""
 
 from __future__ import annotations
 
@@ -32,6 +32,17 @@ def _home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     home = tmp_path_factory.mktemp("home")
     for variable in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(variable, str(home / variable.lower()))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests, where several workers share the tests out.
+
+    A worker that began with one of them at the end would be at it alone.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.hookimpl(wrapper=True)

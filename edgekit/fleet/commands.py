@@ -15,6 +15,7 @@ from edgekit import logs, storage
 from edgekit.errors import UsageError
 from edgekit.fleet import control_commands, identity_commands, repository_commands
 from edgekit.fleet.client import DEFAULT_URL, Client, show
+from edgekit.fleet.listing import table
 from edgekit.fleet.publish_command import publish
 from edgekit.fleet.rollout_commands import rollout
 from edgekit.fleet.round_commands import round_
@@ -196,18 +197,18 @@ for _command in (
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def devices(url: str, as_json: bool) -> None:
-    """List devices: connection, profile, models and their state."""
+    """List devices: connection, profile, models and their state; those that were revoked too."""
     found = Client(url).get("/api/devices", dict[str, Any])
-    lines = [_device_line(device) for device in found["devices"]]
+    lines = table([_device_row(device) for device in found["devices"]])
     if not found["broker_connected"]:
         lines.append("the coordinator does not hear its broker: this is what it knew before")
     show(found, as_json=as_json, lines=lines or ["no device has reported yet"])
 
 
-def _device_line(device: dict[str, Any]) -> str:
+def _device_row(device: dict[str, Any]) -> tuple[str, str, str, str]:
     models = [_model(name, model["state"]) for name, model in device["models"].items()]
-    state = "online " if device["online"] else "offline"
-    return f"{device['device']:<30} {state}  {device['profile']:<20} {', '.join(models) or '-'}"
+    state = "online" if device["online"] else "revoked" if device["revoked"] else "offline"
+    return device["device"], state, device["profile"] or "-", ", ".join(models) or "-"
 
 
 def _model(name: str, found: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ import msgspec
 from edgekit.control import MAX_TTL_S, Kind, Value
 from edgekit.errors import FleetError
 from edgekit.fleet.client import DEFAULT_URL, Client, show
+from edgekit.fleet.listing import paragraph, table
 from edgekit.numbers import FloatRange
 
 _POLL_S = 0.3
@@ -166,11 +167,11 @@ def commands(number: str | None, device: str | None, url: str, as_json: bool) ->
     client = Client(url)
     if number is not None:
         found = client.get(f"/api/commands/{number}", dict[str, Any])
-        show(found, as_json=as_json, lines=[_line(found), *_pretty(found["output"])])
+        show(found, as_json=as_json, lines=[*_told(found), *_pretty(found["output"])])
         return
     query = f"?device={quote(device)}" if device else ""
     listed = client.get(f"/api/commands{query}", dict[str, Any])
-    lines = [_line(item) for item in listed["commands"]]
+    lines = table([_row(item) for item in listed["commands"]])
     show(listed, as_json=as_json, lines=lines or ["no command was sent yet"])
 
 
@@ -203,9 +204,9 @@ def _ask(asked: Asked, kind: Kind, args: dict[str, Value]) -> dict[str, Any]:
 def _finish(asked: Asked, found: dict[str, Any], *, lines: list[str]) -> None:
     """Print what came of it. With --wait, lines go to stdout alone, so that they can be piped."""
     if asked.wait and not asked.as_json:
-        click.echo(_line(found), err=True)
+        click.echo("\n".join(_told(found)), err=True)
     else:
-        lines = [_line(found), *lines]
+        lines = [*_told(found), *lines]
     if asked.as_json or lines:
         show(found, as_json=asked.as_json, lines=lines)
     if asked.wait and found["state"] != "done":
@@ -225,12 +226,25 @@ def _who() -> str:
     return f"{user}@{platform.node()}"[:200]
 
 
-def _line(found: dict[str, Any]) -> str:
-    args = " ".join(f"{name}={value}" for name, value in found["args"].items())
-    asked = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(found["issued_ms"] / 1000))
-    told = f"{asked}Z {found['id']} {found['device']} {found['kind']} {args}".rstrip()
+def _told(found: dict[str, Any]) -> list[str]:
+    """What is known of one command, as a sentence."""
+    asked, number, device, state, what, about = _parts(found)
+    return paragraph(f"{asked} {number} {device} {what}: {state}{about}")
+
+
+def _row(found: dict[str, Any]) -> tuple[str, ...]:
+    """What is known of one command, as a row among others."""
+    *columns, what, about = _parts(found)
+    return *columns, f"{what}{about}"
+
+
+def _parts(found: dict[str, Any]) -> tuple[str, ...]:
+    """When it was asked, its id, of which device, how it stands, what for, and why and by whom."""
+    asked = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(found["issued_ms"] / 1000))
+    args = "".join(f" {name}={value}" for name, value in found["args"].items())
     why = f" ({_why(found)})" if _why(found) else ""
-    return f"{told}: {found['state']}{why}, asked by {found['by'] or '-'}"
+    about = f"{why}, asked by {found['by'] or '-'}"
+    return asked, found["id"], found["device"], found["state"], f"{found['kind']}{args}", about
 
 
 def _why(found: dict[str, Any]) -> str:

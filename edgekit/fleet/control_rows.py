@@ -61,10 +61,10 @@ def create(connection: sa.Connection, request: Request, *, number: str, now_ms: 
     Raises:
         UsageError: an argument is wrong.
         UnknownId: no device of that name has reported yet.
-        FleetError: too many wait for this device.
+        FleetError: the device was revoked, or too many wait for it.
     """
     control.arguments(request.kind, request.args)
-    device = inventory.find(connection, request.device).device
+    device = inventory.find_enrolled(connection, request.device).device
     table = store.commands
     of_device = sa.select(sa.func.count()).where(table.c.device == device)
     waiting = connection.scalar(of_device.where(table.c.state.in_(OPEN)))

@@ -109,6 +109,7 @@ class Coordinator:
             builder=Builder(key=_round_key(settings), state=settings.state / "rounds"),
             publish=self._publish_retained,
             key=control_key,
+            keys=self.registrar.keys if self.registrar is not None else None,
         )
         self._sender = Sender(
             store=self.store, clock=clock, publish=self._publish_retained, key=control_key

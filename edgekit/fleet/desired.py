@@ -23,6 +23,8 @@ from edgekit.signing import SigningKey
 
 Models = dict[str, Wanted]
 
+# How far ahead of our clock a device's own word for its serial is believed.
+_AHEAD_MS = 86_400_000
 _REPEAT_S = 10.0
 _LONGEST_REPEAT_S = 3600.0
 # Devices that are looked up at once.
@@ -35,10 +37,19 @@ def models_of(connection: sa.Connection, device: str) -> Models:
     return store.from_json(found["models"], Models) if found else {}
 
 
-def assign(connection: sa.Connection, device: Device, *, model: str, wanted: Wanted | None) -> int:
+def assign(
+    connection: sa.Connection,
+    device: Device,
+    *,
+    model: str,
+    wanted: Wanted | None,
+    now_ms: int,
+) -> int:
     """Change what a device shall serve of one model (`None`: nothing) and return the new serial.
 
-    The serial is above every one that the device ever took, even if the store was begun anew.
+    The serial is by the clock, so that a store begun anew goes on above the old one too. What a
+    device reports is believed for a day ahead at most: the broker may have made it up, and above
+    the highest serial no wish could ever follow.
     """
     found = _row(connection, device.device)
     models = store.from_json(found["models"], Models) if found else {}
@@ -47,7 +58,8 @@ def assign(connection: sa.Connection, device: Device, *, model: str, wanted: Wan
     else:
         models[model] = wanted
     last = found["serial"] if found else 0
-    serial: int = max(last, device.reported.serial if device.reported else 0) + 1
+    taken = device.reported.serial if device.reported else 0
+    serial: int = max(last + 1, now_ms, taken + 1 if taken < now_ms + _AHEAD_MS else 0)
     row = {
         "device": device.device,
         "serial": serial,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,11 @@ from edgekit import storage, topics
 from edgekit.clock import SystemClock
 from edgekit.errors import MessageError, UsageError
 from edgekit.fleet.client import show
+from edgekit.fleet.listing import table
 from edgekit.numbers import FloatRange
+
+if TYPE_CHECKING:
+    from edgekit.fleet.members import Member
 
 _folder = click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -129,7 +133,7 @@ def token(
             storage.write(path, f"{one.text}\n".encode(), mode=0o600)
             entry["file"] = str(path)
         tokens.append(entry)
-    lines = [f"{entry['device']}  {entry.get('token') or entry['file']}" for entry in tokens]
+    lines = table([(entry["device"], entry.get("token") or entry["file"]) for entry in tokens])
     show({"tokens": tokens}, as_json=as_json, lines=lines)
 
 
@@ -144,11 +148,7 @@ def members(folder: Path, as_json: bool) -> None:
     fleet = FleetFolder(folder)
     fleet.facts()
     found = Members(fleet.members).every()
-    lines = [
-        f"{entry.site}/{entry.device}  enrolled {entry.generation}x, "
-        + ("revoked" if entry.revoked_ms is not None else f"until {_day(entry.expires_ms)}")
-        for entry in found
-    ]
+    lines = table([_row(entry) for entry in found])
     show(
         {"members": [entry._asdict() for entry in found]},
         as_json=as_json,
@@ -212,6 +212,13 @@ def _parse(name: str, sites: tuple[str, ...]) -> tuple[str, str]:
     if site not in sites:
         raise UsageError(f"this fleet has no site {site}", hint=f"it has {', '.join(sites)}")
     return site, device
+
+
+def _row(entry: Member) -> tuple[str, str]:
+    until = f"until {_day(entry.expires_ms)}"
+    if entry.revoked_ms is not None:
+        until = f"revoked on {_day(entry.revoked_ms)}"
+    return f"{entry.site}/{entry.device}", f"enrolled {entry.generation}x, {until}"
 
 
 def _day(at_ms: int) -> str:

@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from edgekit import messages
-from edgekit.errors import UsageError
+from edgekit.errors import FleetError, UsageError
 from edgekit.fleet import histogram, store
 from edgekit.messages import Counted, Message, ModelState, Reported, Status, Telemetry
 
@@ -33,6 +33,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         device: `SITE/ID`.
         online: what the broker said last: its status, or its last will.
+        revoked: whether it has no rights in the fleet any more; it is never online then.
         software: version of edgekit on the device.
         reported: its latest `state/reported`, if there was one.
         telemetry: its latest `telemetry`, if there was one.
@@ -40,6 +41,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
     device: str
     online: bool
+    revoked: bool
     boot: str
     profile: str
     software: str
@@ -125,10 +127,21 @@ class Changes:
 
 
 def every(
-    connection: sa.Connection, *, site: str | None = None, limit: int | None = None
+    connection: sa.Connection,
+    *,
+    site: str | None = None,
+    limit: int | None = None,
+    revoked: bool = True,
 ) -> list[Device]:
-    """All devices, of one site if one is named, in the order of their names."""
-    query = sa.select(store.devices).order_by(store.devices.c.device).limit(limit)
+    """All devices, of one site if one is named, in the order of their names.
+
+    Args:
+        limit: at most so many.
+        revoked: also those that have no rights any more.
+    """
+    query = _devices().order_by(store.devices.c.device).limit(limit)
+    if not revoked:
+        query = query.where(store.revoked.c.device.is_(None))
     if site is not None:
         query = query.where(store.devices.c.device.startswith(f"{site}/", autoescape=True))
     return [_device(row) for row in connection.execute(query).mappings()]
@@ -138,7 +151,7 @@ def find(connection: sa.Connection, name: str) -> Device:
     """One device by `SITE/ID`, or by id alone where no two sites share it."""
     column = store.devices.c.device
     match = column == name if "/" in name else column.endswith(f"/{name}", autoescape=True)
-    rows = connection.execute(sa.select(store.devices).where(match)).mappings().all()
+    rows = connection.execute(_devices().where(match)).mappings().all()
     if not rows:
         raise store.UnknownId(
             f"no device called {name!r} has reported yet", hint="edgekit fleet devices lists them"
@@ -151,12 +164,23 @@ def find(connection: sa.Connection, name: str) -> Device:
     return _device(rows[0])
 
 
+def find_enrolled(connection: sa.Connection, name: str) -> Device:
+    """As `find`, raising `FleetError` for a device that was revoked."""
+    device = find(connection, name)
+    if device.revoked:
+        raise FleetError(
+            f"{device.device} was revoked, and does nothing for this fleet any more",
+            hint=f"edgekit fleet token DIR {device.device} lets it enrol anew",
+        )
+    return device
+
+
 def named(connection: sa.Connection, names: Sequence[str]) -> dict[str, Device]:
     """Devices by `SITE/ID`, in one look-up for many."""
     found: dict[str, Device] = {}
     for start in range(0, len(names), _LOOKUP_LENGTH):
         some = names[start : start + _LOOKUP_LENGTH]
-        query = sa.select(store.devices).where(store.devices.c.device.in_(some))
+        query = _devices().where(store.devices.c.device.in_(some))
         for row in connection.execute(query).mappings():
             found[row["device"]] = _device(row)
     return found
@@ -184,6 +208,7 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     site: str
     id: str
     online: bool
+    revoked: bool
     profile: str
     software: str
     first_seen_ms: int
@@ -205,6 +230,7 @@ def view(device: Device) -> DeviceView:
         site=device.site,
         id=device.id,
         online=device.online,
+        revoked=device.revoked,
         profile=device.profile,
         software=device.software,
         first_seen_ms=device.first_seen_ms,
@@ -237,11 +263,19 @@ def _figures(device: Device) -> Sequence[messages.ModelFigures]:
     return device.telemetry.models if device.telemetry else ()
 
 
+def _devices() -> sa.Select[Any]:
+    gone = store.revoked
+    joined = store.devices.outerjoin(gone, gone.c.device == store.devices.c.device)
+    return sa.select(store.devices, gone.c.device.is_not(None).label("revoked")).select_from(joined)
+
+
 def _device(row: store.Row) -> Device:
     reported, telemetry = row["reported"], row["telemetry"]
     return Device(
         device=row["device"],
-        online=row["online"],
+        # A word that was on its way when the rights were taken may have been stored after that.
+        online=row["online"] and not row["revoked"],
+        revoked=row["revoked"],
         boot=row["boot"],
         profile=row["profile"],
         software=row["software"],

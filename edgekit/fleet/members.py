@@ -14,9 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from cryptography import x509
+
+from edgekit import certificates
 from edgekit.enrolment import Token
 from edgekit.errors import FleetError, StorageError
 from edgekit.fleet.authority import Revoked, Subject
+from edgekit.signing import PublicKey
 
 _WAIT_S = 10.0
 # Where SQLite counts the transactions that changed a database (its file format, section 1.3).
@@ -128,6 +132,13 @@ class Members:
         with self.change() as change:
             return change.current()
 
+    def keys(self, site: str, device: str, *, now_ms: int) -> list[PublicKey]:
+        """Keys of the certificates with which a device may take part now."""
+        with self.change() as change:
+            held = change.certificates(site, device, now_ms=now_ms)
+        keys = (certificates.key_of(x509.load_pem_x509_certificate(pem)) for pem in held)
+        return [key for key in keys if key is not None]
+
     def every(self) -> list[Member]:
         """All that were ever enrolled, in the order of their names."""
         with self.change() as change:
@@ -238,6 +249,16 @@ class Change:
             (*subject, key),
         ).fetchone()
         return row[0] if row else None
+
+    def certificates(self, site: str, device: str, *, now_ms: int) -> list[bytes]:
+        """What the latest enrolment of a device holds that is neither revoked nor expired, in PEM."""
+        rows = self._do(
+            "SELECT pem FROM certificates JOIN devices USING (site, device, generation)"
+            " WHERE site = ? AND device = ? AND certificates.revoked_ms IS NULL"
+            " AND devices.revoked_ms IS NULL AND expires_ms > ? ORDER BY issued_ms DESC",
+            (site, device, now_ms),
+        )
+        return [row[0] for row in rows]
 
     def revoke(self, site: str, device: str, *, now_ms: int) -> Subject | None:
         """Take a device's rights and its tokens; `None` where it had nothing but tokens.

@@ -6,14 +6,22 @@ has a reason code, and the round is complete when each participant has answered,
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
+
 import msgspec
 
-from edgekit import messages, tensors
-from edgekit.errors import MessageError
+from edgekit import messages, signed_frame, tensors
+from edgekit.errors import MessageError, UntrustedError
 from edgekit.fleet import aggregate
 from edgekit.fleet.aggregate import Average
 from edgekit.messages import Refusal, RoundOpen, UpdateHeader
+from edgekit.signing import PublicKey
 from edgekit.tensors import Arrays
+
+log = logging.getLogger(__name__)
+
+Keys = Callable[[str, str], Sequence[PublicKey]]
 
 _SLACK_BYTES = 1 << 20
 
@@ -44,10 +52,13 @@ class OpenRound:
     Args:
         opened: what the devices were told.
         parameters: the weights they start from.
+        keys: of a device, by site and id: what it did not sign is not its answer. `None` where
+            nothing is signed.
     """
 
-    def __init__(self, opened: RoundOpen, parameters: Arrays) -> None:
+    def __init__(self, opened: RoundOpen, parameters: Arrays, *, keys: Keys | None = None) -> None:
         self.opened = opened
+        self._keys = keys
         self._parameters = parameters
         self._average = Average(parameters)
         self._answered: set[str] = set()
@@ -82,9 +93,15 @@ class OpenRound:
         """Judge a message that came on the topic of `device`, and count it if it is good.
 
         Returns:
-            what it came to; `None` where the device has answered before.
+            what it came to; `None` where it is nothing new, or not the device's own word.
         """
         if device in self._answered:
+            log.info("update came again", extra={"device": device})
+            return None
+        try:
+            payload = self._opened(device, payload)
+        except (MessageError, UntrustedError) as e:
+            log.warning("update dropped", extra={"device": device, "error": e.message})
             return None
         refused = self._standing(device, now_ms=now_ms)
         if refused is not None:
@@ -112,6 +129,14 @@ class OpenRound:
             loss_after=header.loss_after,
             seconds=header.seconds,
         )
+
+    def _opened(self, device: str, payload: bytes) -> bytes:
+        """What the device signed; the payload as it came where nothing is signed."""
+        if self._keys is None:
+            return payload
+        keys = self._keys(self.opened.site, device)
+        what = f"update of {device}"
+        return signed_frame.open_(payload, kind=signed_frame.UPDATE, trusted=keys, what=what)
 
     def _standing(self, device: str, *, now_ms: int) -> tuple[str, str] | None:
         if device not in self.opened.participants:

@@ -37,7 +37,10 @@ class EventView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything on the page. `devices` holds the first `SHOWN_DEVICES`; `online` of `known`."""
+    """Everything on the page. `devices` holds the first `SHOWN_DEVICES`; `online` of `known`.
+
+    Devices that were revoked are neither shown nor counted.
+    """
 
     sites: tuple[str, ...]
     broker: str
@@ -77,7 +80,7 @@ class Overviews:
         from_ms = self._clock.now_ms() - WINDOW_MINUTES * 60_000
         with coordinator.store.read() as connection:
             known, online = count_devices(connection)
-            devices = inventory.every(connection, limit=SHOWN_DEVICES)
+            devices = inventory.every(connection, limit=SHOWN_DEVICES, revoked=False)
             return Overview(
                 sites=coordinator.settings.sites,
                 broker=coordinator.settings.broker,
@@ -96,12 +99,12 @@ class Overviews:
 
 
 def count_devices(connection: sa.Connection) -> tuple[int, int]:
-    """How many devices are known, and how many of them are online."""
+    """How many devices are known, without those that were revoked, and how many are online."""
     table = store.devices
-    known = connection.scalar(sa.select(sa.func.count()).select_from(table))
-    online = connection.scalar(
-        sa.select(sa.func.count()).select_from(table).where(table.c.online.is_(True))
-    )
+    enrolled = table.c.device.not_in(sa.select(store.revoked.c.device))
+    query = sa.select(sa.func.count()).select_from(table).where(enrolled)
+    known = connection.scalar(query)
+    online = connection.scalar(query.where(table.c.online.is_(True)))
     return known or 0, online or 0
 
 

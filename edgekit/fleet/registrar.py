@@ -7,15 +7,13 @@ either, should its broker be late.
 
 from __future__ import annotations
 
-import sqlalchemy as sa
-
 from edgekit.clock import Clock
-from edgekit.fleet import broker_files, inventory
-from edgekit.fleet import store as store_tables
+from edgekit.fleet import broker_files, inventory, rights
 from edgekit.fleet.enrolment import Office
 from edgekit.fleet.folder import FleetFolder
 from edgekit.fleet.members import Members
 from edgekit.fleet.store import Store
+from edgekit.signing import PublicKey
 from edgekit.topics import DeviceTopic, UpdateTopic
 
 
@@ -43,11 +41,16 @@ class Registrar:
         """Whether the device of a topic is enrolled."""
         return (topic.site, topic.device) in self._names
 
+    def keys(self, site: str, device: str) -> list[PublicKey]:
+        """Whose signature counts as a device's."""
+        return self._members.keys(site, device, now_ms=self._clock.now_ms())
+
     def refresh(self, store: Store) -> None:
         """Read the record again if it was changed; what others changed they told the broker.
 
-        Who left is offline from then on: of the broker's word for it nothing is heard. Files of the
-        broker that a full disk kept from being written are written now.
+        Who left is revoked in the inventory from then on, and offline: of the broker's word for it
+        nothing is heard. Files of the broker that a full disk kept from being written are written
+        now.
         """
         if self._is_behind:
             self._changed()
@@ -55,10 +58,13 @@ class Registrar:
         if version != self._version:
             self._version = version
             self._names = self._read_names()
-        if self._names != self._settled:
+        names = self._names  # a device may be let in by another thread meanwhile
+        if names != self._settled:
+            enrolled = {inventory.key(site, device) for site, device in names}
+            ever = {inventory.key(one.site, one.device) for one in self._members.every()}
             with store.write() as connection:
-                _hang_up(connection, self._names)
-            self._settled = self._names
+                rights.settle(connection, enrolled=enrolled, ever=ever)
+            self._settled = names
 
     def renew_services(self) -> None:
         """Make the certificates of coordinator and broker anew where they near their end."""
@@ -76,15 +82,3 @@ class Registrar:
 
     def _read_version(self) -> int:
         return self._members.version()
-
-
-def _hang_up(connection: sa.Connection, names: frozenset[tuple[str, str]]) -> None:
-    """Mark every device offline that is not one of `names`."""
-    enrolled = {inventory.key(site, device) for site, device in names}
-    table = store_tables.devices
-    online = connection.scalars(sa.select(table.c.device).where(table.c.online.is_(True))).all()
-    for device in online:
-        if device not in enrolled:
-            connection.execute(
-                sa.update(table).where(table.c.device == device).values(online=False)
-            )

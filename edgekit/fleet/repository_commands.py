@@ -22,7 +22,8 @@ def refresh(folder: Path, every: bool, as_json: bool) -> None:
     """Sign the repository's metadata again, by the keys that are in DIR, before it expires.
 
     A running coordinator does it for all that its own keys sign: snapshot, timestamp, candidates.
-    Root, targets and releases last for years and wait for their keys.
+    Root, targets and releases last for years and wait for their keys. Metadata that no device can
+    ask for any more is removed: what no timestamp names that has not expired.
     """
     from edgekit.clock import SystemClock
     from edgekit.fleet.folder import FleetFolder
@@ -33,6 +34,8 @@ def refresh(folder: Path, every: bool, as_json: bool) -> None:
     lines += [
         f"{role} expires at {at} and its key is not here" for role, at in done.waiting.items()
     ]
+    if done.removed:
+        lines.append(f"{done.removed} files of old metadata were removed")
     show(done, as_json=as_json, lines=lines)
 
 

@@ -1,8 +1,9 @@
 """Rollout: the rules by which a bundle reaches a fleet in waves that stop themselves.
 
 A wave is asked only when every device of the waves before has answered, and at least one of the
-latest wave serves the new version. Too many failures halt the rollout. Everything here is a
-function of values; `rollouts` reads and writes.
+latest wave serves the new version. Too many failures halt the rollout. A device that is revoked
+before it answered leaves, and the next one takes its place: waves keep their sizes. Everything
+here is a function of values; `rollouts` reads and writes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from edgekit.messages import ModelState
 from edgekit.structs import Strict
 
 State = Literal["running", "paused", "halted", "done", "aborted"]
-Outcome = Literal["waiting", "moving", "moved", "failed", "late", "skipped"]
+# A device is `waiting` until it is asked and `moving` until it answers; where its rollout ends
+# before that, it is `unasked` and `stopped`. Who is `skipped` or `revoked` takes no part.
+Outcome = Literal[
+    "waiting", "moving", "moved", "failed", "late", "skipped", "revoked", "unasked", "stopped"
+]
 
 MOVES: Mapping[State, frozenset[State]] = {
     "running": frozenset({"paused", "halted", "done", "aborted"}),
@@ -28,6 +33,7 @@ MOVES: Mapping[State, frozenset[State]] = {
     "done": frozenset(),
     "aborted": frozenset(),
 }
+NO_PART: frozenset[Outcome] = frozenset({"skipped", "revoked"})
 OLD_NEWS_S = 10.0
 DEFAULT_WAVES = ("1", "50%", "100%")
 _SIZE = re.compile(r"([1-9][0-9]{0,8})(%?)")
@@ -38,7 +44,7 @@ class Plan(Strict, frozen=True, kw_only=True):
 
     Attributes:
         waves: as the operator gave them: counts or percentages of the devices, cumulative.
-        ends: how many devices are asked after each wave, growing.
+        ends: how many devices, of those that take part, are asked after each wave, growing.
         max_failures: more failed devices than this halt the rollout.
         timeout_s: within this a device must serve the new version, confirmed.
     """
@@ -113,9 +119,11 @@ def next_step(plan: Plan, outcomes: Sequence[Outcome]) -> Step:
 
     Args:
         plan: the waves and limits.
-        outcomes: of the plan's devices by position; skipped devices have none. Devices are asked
-            in order, so those `waiting` come last.
+        outcomes: of the devices that take part, in their order. They are asked in order, so those
+            `waiting` come last. Since the plan was made some may have left.
     """
+    if not outcomes:
+        return Halt("no device is left: every one was revoked")
     failed = outcomes.count("failed")
     if failed > plan.max_failures:
         return Halt(f"{failed} failed, {plan.max_failures} allowed")
@@ -123,18 +131,25 @@ def next_step(plan: Plan, outcomes: Sequence[Outcome]) -> Step:
     if moving:
         return Wait(f"{moving} still moving")
     asked = len(outcomes) - outcomes.count("waiting")
-    first = max((end for end in plan.ends if end < asked), default=0)
+    ends = [min(end, len(outcomes)) for end in plan.ends]
+    first = max((end for end in ends if end < asked), default=0)
     latest = outcomes[first:asked]
     if asked and "moved" not in latest:
         # Late devices alone prove nothing about the bundle, so no wave may rest on them.
         if "failed" in latest:
             return Halt(f"no device of the latest wave moved, {latest.count('failed')} failed")
-        if asked < plan.ends[-1] or "moved" not in outcomes:
+        if asked < ends[-1] or "moved" not in outcomes:
             return Wait(f"every device of the latest wave is offline ({len(latest)})")
-    for number, end in enumerate(plan.ends, start=1):
+    for number, end in enumerate(ends, start=1):
         if end > asked:
             return Wave(number, asked, end)
     return Done()
+
+
+def wave_of(plan: Plan, place: int) -> int | None:
+    """The number of the wave that asks the device at a place; `None` where none does."""
+    numbers = enumerate(plan.ends, start=1)
+    return next((number for number, end in numbers if place < end), None)
 
 
 def judge(
@@ -174,6 +189,25 @@ def judge(
     if not taken and not online:
         return Verdict("late", f"offline for {waited_s:.0f} s")
     return Verdict("failed", f"{state.state} after {timeout_s:.0f} s")
+
+
+def leaves(outcome: Outcome) -> bool:
+    """Whether a device that is revoked leaves its rollout; what it answered before stands."""
+    return outcome in ("waiting", "moving", "late")
+
+
+def at_end(outcome: Outcome, reason: str, *, given_back: bool) -> Verdict:
+    """What is true of a device once its rollout was halted or aborted.
+
+    Args:
+        given_back: whether it was told to serve what it had before.
+    """
+    if outcome == "waiting":
+        return Verdict("unasked")
+    if outcome not in ("moving", "moved"):
+        return Verdict(outcome, reason)
+    then = "given back what it had" if given_back else "something else is wanted of it by now"
+    return Verdict("stopped" if outcome == "moving" else "moved", then)
 
 
 def has_failed(state: ModelState, *, digest: str) -> bool:

@@ -9,6 +9,7 @@ import click
 
 from edgekit.errors import FleetError
 from edgekit.fleet.client import DEFAULT_URL, Client, show
+from edgekit.fleet.listing import paragraph, table
 from edgekit.numbers import FloatRange
 
 _POLL_S = 0.5
@@ -99,7 +100,7 @@ def create(
 def list_(url: str, as_json: bool) -> None:
     """List the latest rollouts, the newest first."""
     found = Client(url).get("/api/rollouts", dict[str, Any])
-    lines = [_line(item) for item in found["rollouts"]]
+    lines = [line for item in found["rollouts"] for line in paragraph(_line(item))]
     show(found, as_json=as_json, lines=lines or ["there is no rollout yet"])
 
 
@@ -149,7 +150,7 @@ def _watch(client: Client, found: dict[str, Any]) -> dict[str, Any]:
     while True:
         if (line := _line(found)) != said:
             said = line
-            click.echo(line, err=True)
+            click.echo("\n".join(paragraph(line)), err=True)
         if found["state"] not in ("running", "paused"):
             return found
         time.sleep(_POLL_S)
@@ -157,12 +158,14 @@ def _watch(client: Client, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
-    devices = [
-        f"  {device['device']:<30} {_wave(device['wave'])}  {device['outcome']:<8} "
-        f"{device['version'] or '-':<10} {device['reason']}".rstrip()
-        for device in found["devices"]
-    ]
-    show(found, as_json=as_json, lines=[_line(found), *devices])
+    devices = table([_row(device) for device in found["devices"]])
+    show(found, as_json=as_json, lines=[*paragraph(_line(found)), *devices])
+
+
+def _row(device: dict[str, Any]) -> tuple[str, ...]:
+    wave = "no wave" if device["wave"] is None else f"wave {device['wave']}"
+    name, version = f"  {device['device']}", device["version"] or "-"
+    return name, wave, device["outcome"], version, device["reason"]
 
 
 def _line(found: dict[str, Any]) -> str:
@@ -172,7 +175,3 @@ def _line(found: dict[str, Any]) -> str:
         f"rollout {found['id']}: {found['model']} {found['version']} {found['state']}"
         f"{reason} (waves {waves})"
     )
-
-
-def _wave(number: int | None) -> str:
-    return "no wave" if number is None else f"wave {number} "

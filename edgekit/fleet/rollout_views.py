@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import sqlalchemy as sa
 
-from edgekit.fleet import inventory, rollouts, store
+from edgekit.fleet import inventory, rollout, rollouts, store
 from edgekit.fleet.inventory import Device
 from edgekit.fleet.rollout import Outcome, Plan, State
 from edgekit.messages import UpdateState
@@ -57,7 +57,12 @@ def view(connection: sa.Connection, number: int) -> RolloutView:
     plan = rollouts.plan_of(row)
     rows = rollouts.every_row(connection, number)
     devices = inventory.named(connection, [found["device"] for found in rows])
-    progress = [_progress(found, devices, plan) for found in rows]
+    taking_part = [found["device"] for found in rows if found["outcome"] not in rollout.NO_PART]
+    waves = {device: rollout.wave_of(plan, place) for place, device in enumerate(taking_part)}
+    progress = [
+        _progress(found, devices[found["device"]], plan, wave=waves.get(found["device"]))
+        for found in rows
+    ]
     return RolloutView(
         id=number,
         model=plan.model,
@@ -80,13 +85,11 @@ def latest(connection: sa.Connection, *, limit: int) -> list[RolloutView]:
     return [view(connection, number) for number in numbers.all()]
 
 
-def _progress(found: store.Row, devices: Mapping[str, Device], plan: Plan) -> DeviceProgress:
-    state = devices[found["device"]].state_of(plan.model)
-    numbers = enumerate(plan.ends, start=1)
-    wave = next((number for number, end in numbers if found["position"] < end), None)
+def _progress(found: store.Row, device: Device, plan: Plan, *, wave: int | None) -> DeviceProgress:
+    state = device.state_of(plan.model)
     return DeviceProgress(
         device=found["device"],
-        wave=None if found["outcome"] == "skipped" else wave,
+        wave=wave,
         outcome=found["outcome"],
         reason=found["reason"],
         update=state.state,

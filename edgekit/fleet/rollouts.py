@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from edgekit.clock import Clock
 from edgekit.errors import FleetError
-from edgekit.fleet import desired, inventory, repository, rollout, store
+from edgekit.fleet import desired, inventory, repository, rights, rollout, store
 from edgekit.fleet.inventory import Device
 from edgekit.fleet.repository import Published
 from edgekit.fleet.rollout import Plan, State, Verdict
@@ -107,7 +107,7 @@ class Rollouts:
             row = row_of(connection, number)
             rollout.check_move(row["state"], state, rollout=number)
             if state == "aborted":
-                _restore(connection, number, plan_of(row).model)
+                _wind_up(connection, number, plan_of(row).model, now_ms=now_ms)
             _set_state(connection, number, state, reason, now_ms=now_ms)
             _log(connection, f"rollout {state}", number, reason, now_ms=now_ms)
 
@@ -117,15 +117,14 @@ class Rollouts:
             return
         now_ms = self._clock.now_ms()
         plan = plan_of(row)
-        rows = _ordered(connection, number)
+        rows = _participants(connection, number)
         for position, device in _unsettled(connection, rows):
             found = rows[position]
             verdict = _judge(found, device, plan, now_ms=now_ms)
-            if (verdict.outcome, verdict.reason) != (found["outcome"], found["reason"]):
-                rows[position] = _note(connection, found, verdict)
+            rows[position] = _note(connection, found, verdict)
         step = rollout.next_step(plan, [found["outcome"] for found in rows])
         if isinstance(step, rollout.Halt):
-            _restore(connection, number, plan.model)
+            _wind_up(connection, number, plan.model, now_ms=now_ms)
             _set_state(connection, number, "halted", step.reason, now_ms=now_ms)
             _log(connection, "rollout halted", number, step.reason, now_ms=now_ms)
         elif row["state"] == "paused":
@@ -144,11 +143,11 @@ class Rollouts:
 def _choose(connection: sa.Connection, request: Request) -> list[Device]:
     """The devices of a rollout: those online first, so that a canary can answer."""
     if request.devices:
-        named = [inventory.find(connection, name) for name in request.devices]
+        named = [inventory.find_enrolled(connection, name) for name in request.devices]
         found = {device.device: device for device in named}
         chosen = [device for device in found.values() if request.site in (None, device.site)]
     else:
-        chosen = inventory.every(connection, site=request.site)
+        chosen = inventory.every(connection, site=request.site, revoked=False)
     if not chosen:
         raise FleetError(
             "no device has reported yet" + (f" at site {request.site}" if request.site else ""),
@@ -164,9 +163,9 @@ def _check_free(connection: sa.Connection, model: str, chosen: Sequence[Device])
     for row in connection.execute(query).mappings().all():
         if plan_of(row).model != model:
             continue
-        busy = set(
-            connection.scalars(sa.select(members.c.device).where(members.c.rollout == row["id"]))
-        )
+        takes_part = members.c.outcome.not_in(rollout.NO_PART)
+        in_it = sa.select(members.c.device).where(members.c.rollout == row["id"], takes_part)
+        busy = set(connection.scalars(in_it))
         shared = sorted(busy & {device.device for device in chosen})
         if shared:
             raise FleetError(
@@ -250,7 +249,7 @@ def _ask(connection: sa.Connection, plan: Plan, rows: Sequence[store.Row], *, no
             served = repository.by_digest(connection, device.state_of(plan.model).digest)
             before = served.wanted() if served else None
         wanted = store.from_json(found["wanted"], Wanted)
-        serial = desired.assign(connection, device, model=plan.model, wanted=wanted)
+        serial = desired.assign(connection, device, model=plan.model, wanted=wanted, now_ms=now_ms)
         connection.execute(
             _member(found).values(
                 previous=store.to_json(before) if before else None,
@@ -262,17 +261,28 @@ def _ask(connection: sa.Connection, plan: Plan, rows: Sequence[store.Row], *, no
         )
 
 
-def _restore(connection: sa.Connection, number: int, model: str) -> None:
-    """Give devices back what they had, unless somebody wants something else of them by now."""
-    for found in _ordered(connection, number):
-        if found["serial"] is None:
-            continue
-        wanted = store.from_json(found["wanted"], Wanted)
-        if desired.models_of(connection, found["device"]).get(model) != wanted:
-            continue
-        previous = store.from_json(found["previous"], Wanted) if found["previous"] else None
-        device = inventory.find(connection, found["device"])
-        desired.assign(connection, device, model=model, wanted=previous)
+def _wind_up(connection: sa.Connection, number: int, model: str, *, now_ms: int) -> None:
+    """Give devices back what they had, and note what is true of each from now on."""
+    for found in every_row(connection, number):
+        given_back = found["serial"] is not None and _give_back(
+            connection, found, model, now_ms=now_ms
+        )
+        verdict = rollout.at_end(found["outcome"], found["reason"], given_back=given_back)
+        _note(connection, found, verdict)
+
+
+def _give_back(connection: sa.Connection, found: store.Row, model: str, *, now_ms: int) -> bool:
+    """Want of a device what it had, unless somebody wants something else of it by now.
+
+    A device that was revoked too: enrolled anew, it would be told what is wanted last.
+    """
+    wanted = store.from_json(found["wanted"], Wanted)
+    if desired.models_of(connection, found["device"]).get(model) != wanted:
+        return False
+    previous = store.from_json(found["previous"], Wanted) if found["previous"] else None
+    device = inventory.find(connection, found["device"])
+    desired.assign(connection, device, model=model, wanted=previous, now_ms=now_ms)
+    return True
 
 
 def row_of(connection: sa.Connection, number: int) -> store.Row:
@@ -289,9 +299,16 @@ def every_row(connection: sa.Connection, number: int) -> list[store.Row]:
     return list(connection.execute(query).mappings().all())
 
 
-def _ordered(connection: sa.Connection, number: int) -> list[store.Row]:
-    """The devices that take part, by position."""
-    return [row for row in every_row(connection, number) if row["outcome"] != "skipped"]
+def _participants(connection: sa.Connection, number: int) -> list[store.Row]:
+    """The devices that take part, in their order; those that were revoked by now leave."""
+    revoked = rights.revoked(connection)
+    rows = []
+    for row in every_row(connection, number):
+        found = row
+        if row["device"] in revoked and rollout.leaves(row["outcome"]):
+            found = _note(connection, row, Verdict("revoked", "before it answered"))
+        rows.append(found)
+    return [row for row in rows if row["outcome"] not in rollout.NO_PART]
 
 
 def _member(found: store.Row) -> sa.Update:
@@ -302,6 +319,8 @@ def _member(found: store.Row) -> sa.Update:
 
 
 def _note(connection: sa.Connection, found: store.Row, verdict: Verdict) -> store.Row:
+    if (verdict.outcome, verdict.reason) == (found["outcome"], found["reason"]):
+        return found
     change = _member(found).values(outcome=verdict.outcome, reason=verdict.reason)
     return connection.execute(change.returning(*store.rollout_devices.columns)).mappings().one()
 

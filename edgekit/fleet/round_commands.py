@@ -10,6 +10,7 @@ import click
 
 from edgekit.errors import FleetError, UsageError
 from edgekit.fleet.client import DEFAULT_URL, Client, show
+from edgekit.fleet.listing import paragraph
 from edgekit.numbers import FloatRange
 
 _POLL_S = 0.5
@@ -107,7 +108,7 @@ def start(
 def list_(url: str, as_json: bool) -> None:
     """List the latest series, the newest first."""
     found = Client(url).get("/api/rounds", dict[str, Any])
-    lines = [_line(item) for item in found["series"]]
+    lines = [line for item in found["series"] for line in paragraph(_line(item))]
     show(found, as_json=as_json, lines=lines or ["there is no series of rounds yet"])
 
 
@@ -140,10 +141,10 @@ def _send(client: Client, file: Path) -> str:
 def _watch(client: Client, found: dict[str, Any]) -> dict[str, Any]:
     said: set[str] = set()
     while True:
-        for line in [_line(found), *map(_round_line, found["rounds"])]:
-            if line not in said:
-                said.add(line)
-                click.echo(line, err=True)
+        for told in _told(found):
+            if told not in said:
+                said.add(told)
+                click.echo(told, err=True)
         if found["state"] not in ("training", "building"):
             return found
         time.sleep(_POLL_S)
@@ -151,8 +152,13 @@ def _watch(client: Client, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
-    lines = [_line(found), *map(_round_line, found["rounds"])]
-    show(found, as_json=as_json, lines=lines)
+    show(found, as_json=as_json, lines=_told(found))
+
+
+def _told(found: dict[str, Any]) -> list[str]:
+    """What there is to say of a series, and of each of its rounds."""
+    rounds = [paragraph(_round_line(item), indent="  ") for item in found["rounds"]]
+    return ["\n".join(lines) for lines in (paragraph(_line(found)), *rounds)]
 
 
 def _line(found: dict[str, Any]) -> str:
@@ -166,12 +172,12 @@ def _line(found: dict[str, Any]) -> str:
 
 def _round_line(item: dict[str, Any]) -> str:
     if item["state"] == "open":
-        return f"  round {item['number']}: open, {len(item['participants'])} devices asked"
+        return f"round {item['number']}: open, {len(item['participants'])} devices asked"
     loss = "no loss"
     if item["loss_before"] is not None:
         loss = f"loss {item['loss_before']:.4f} before, {item['loss_after']:.4f} after training"
     refused = "".join(f"; {device}: {why}" for device, why in item["refused"].items())
     return (
-        f"  round {item['number']}: {item['accepted']} updates on {item['samples']} samples, "
+        f"round {item['number']}: {item['accepted']} updates on {item['samples']} samples, "
         f"{loss}, {item['up_bytes'] / 1000:.1f} kB up{refused}"
     )

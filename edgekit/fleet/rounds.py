@@ -24,7 +24,7 @@ from edgekit.errors import EdgekitError, FleetError
 from edgekit.fleet import inventory, release, repository, rollouts, series
 from edgekit.fleet.files import Files
 from edgekit.fleet.inventory import Device
-from edgekit.fleet.open_round import OpenRound
+from edgekit.fleet.open_round import Keys, OpenRound
 from edgekit.fleet.release import Builder, Candidate, Order
 from edgekit.fleet.repository import Repository
 from edgekit.fleet.rollouts import Rollouts
@@ -54,6 +54,7 @@ class Rounds:
     Args:
         publish: hands a retained message to the link; `False` where it has no room now.
         key: signs what devices are asked; `None` where they are asked without a signature.
+        keys: those of a device, whose answers are signed then.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Rounds:
         builder: Builder,
         publish: Callable[[str, bytes], bool],
         key: SigningKey | None = None,
+        keys: Keys | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -76,6 +78,7 @@ class Rounds:
         self._builder = builder
         self._publish = publish
         self._key = key
+        self._keys = keys
         self._requests: queue.Queue[int] = queue.Queue()
         self._updates: queue.Queue[tuple[UpdateTopic, bytes]] = queue.Queue(_QUEUE_LENGTH)
         self._open: str | None = None
@@ -177,7 +180,7 @@ class Rounds:
     def _round(self, number: int, turn: int, plan: Plan, parameters: Arrays) -> Arrays:
         """One round: the weights after it."""
         opened = self._announce(number, turn, plan, parameters)
-        current = OpenRound(opened, parameters)
+        current = OpenRound(opened, parameters, keys=self._keys)
         frame = tensors.pack(ParametersHeader(round=opened.round), parameters)
         self._open = opened.round
         try:
@@ -254,7 +257,6 @@ class Rounds:
     def _take(self, current: OpenRound, device: str, payload: bytes) -> None:
         answer = current.take(device, payload, now_ms=self._clock.now_ms())
         if answer is None:
-            log.info("update came again", extra={"device": device})
             return
         with self._store.write() as connection:
             series.note_answer(connection, current.opened.round, answer)

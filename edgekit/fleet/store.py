@@ -41,6 +41,10 @@ devices = sa.Table(
     sa.Column("telemetry", sa.Text),
 )
 
+# Devices without rights, kept in step with the fleet's record (`rights`); none where the fleet
+# has no keys. What such a device said before stays.
+revoked = sa.Table("revoked", metadata, sa.Column("device", sa.Text, primary_key=True))
+
 # How far the messages of one boot of a device are stored without a gap.
 boots = sa.Table(
     "boots",

@@ -163,7 +163,7 @@ class FleetSection(Strict, frozen=True, kw_only=True):
         repository: base of bundle addresses; an `http` or `https` URL that ends in `/`.
         mirrors: further bases that hold the same, tried in this order after the repository.
         telemetry_interval_s: seconds between two telemetry messages.
-        keepalive_s: longest silence on the link; the fleet misses a device after half as long again.
+        keepalive_s: longest silence on the link; a device is missed after half as long again.
         outbox_rows: most messages that wait for the coordinator's acknowledgement.
         outbox_bytes: most bytes of their payloads.
         outbox_age_s: how long a message waits before it is given up.

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -22,10 +23,12 @@ import numpy as np
 
 from edgekit import storage
 from edgekit.clock import Clock, SystemClock
+from edgekit.errors import StorageError
 from edgekit.messages import Reported
 from edgekit.signing import PublicKey
+from edgekit_runtime import bounded
 from edgekit_runtime.answers import Answers
-from edgekit_runtime.canary.trial import Trial
+from edgekit_runtime.canary.trial import Past, Trial
 from edgekit_runtime.compiled import Compiled
 from edgekit_runtime.config import Config, read
 from edgekit_runtime.control.hands import Hands
@@ -35,7 +38,7 @@ from edgekit_runtime.drift_watch import Watch
 from edgekit_runtime.live import Live, public_keys
 from edgekit_runtime.lock import StateLock
 from edgekit_runtime.membership import Membership, read_identity
-from edgekit_runtime.notify import Notifier, keep_alive
+from edgekit_runtime.notify import Notifier, keep_alive, summary
 from edgekit_runtime.opening import open_trusted
 from edgekit_runtime.serving import address
 from edgekit_runtime.serving.address import Address, Unix
@@ -127,12 +130,17 @@ class Daemon:
         Raises:
             ServingError: an address is taken.
         """
+        with closing(self._lock):
+            await self._run(stop, notifier)
+            self._note_stop()
+
+    async def _run(self, stop: asyncio.Event, notifier: Notifier) -> None:
         async with AsyncExitStack() as ending:
-            ending.callback(self._lock.close)
             ending.callback(self._compiled.close)
             ending.callback(self._models.close)
             ending.callback(self._ring.detach)
-            self._updater.restore()
+            # Off the loop, which hears a signal meanwhile.
+            await asyncio.to_thread(self._updater.restore)
             await self._server.start()
             self._watch.start()
             ending.callback(self._watch.close)
@@ -151,24 +159,36 @@ class Daemon:
             ending.push_async_callback(self._end_updates)
             # First to end: joining the threads above blocks the loop.
             ending.push_async_callback(self._server.close, timeout_s=STOP_LIMIT_S)
+            notifier.status(self._standing())
             notifier.ready()
-            alive = asyncio.create_task(keep_alive(notifier, self._parts()))
+            alive = asyncio.create_task(keep_alive(notifier, self._parts(), says=self._standing))
             ending.callback(alive.cancel)
             await stop.wait()
             notifier.stopping()
             log.info("daemon stops")
 
+    def _standing(self) -> str:
+        """For whoever asks the service manager."""
+        serving = [(served.name, served.version) for served in self._models.served()]
+        return summary(serving, self._updater.states())
+
     def _parts(self) -> dict[str, Callable[[], bool]]:
         """What must live for the daemon to be well."""
         parts = {
             "update": lambda: self._updater.is_alive,
-            # While an engine hangs none can be opened: what made room for it answers again only
-            # after the next start.
+            # What made room for an engine that hangs answers again only after the next start.
             "models": lambda: self._models.are_ready or not self._updater.is_overdue,
         }
         if (member := self._member) is not None:
             parts["outbox"] = lambda: member.uplink.is_alive
         return parts
+
+    def _note_stop(self) -> None:
+        """Only now, when nothing is left that a kill could still be the fault of."""
+        try:
+            self._slots.note_stop()
+        except StorageError as e:
+            log.warning("this stop will count as a crash", extra={"error": str(e)})
 
     async def _end_updates(self) -> None:
         """Off the loop: what the update thread is about may still need it."""
@@ -223,9 +243,11 @@ class Daemon:
             found.append(Installable(model, record.slots[record.active].version, open_again))
         return found
 
-    def _compare(self, old: Served, new: Served) -> Trial:
+    def _compare(self, old: Served, new: Served, spent_s: float) -> Trial:
         rng = np.random.default_rng(self._rng.getrandbits(64))
-        return Trial(old, new, settings=self._config.canary, clock=self._clock, rng=rng)
+        past = Past(spent_s=spent_s)
+        settings = self._config.canary
+        return Trial(old, new, settings=settings, clock=self._clock, rng=rng, past=past)
 
     def _make_member(self) -> Membership | None:
         fleet = self._config.fleet
@@ -278,18 +300,19 @@ class Daemon:
             active=self._live.active,
             link=self._member.uplink.link,
             events=self._member.events,
+            sign=self._member.sign_update,
             clock=self._clock,
         )
 
 
-def serve(config: Config, *, path: Path | None = None) -> None:
+def serve(config: Config, *, notifier: Notifier, path: Path | None = None) -> None:
     """Run the daemon until SIGTERM or SIGINT.
 
     Args:
         config: checked.
+        notifier: tells the service manager; the caller closes it.
         path: its file.
     """
-    notifier = Notifier.from_environment()
     rng = Random()  # noqa: S311 - spreads repetitions
     daemon = Daemon(config, path=path, clock=SystemClock(), rng=rng)
     loop = new_event_loop()
@@ -299,8 +322,11 @@ def serve(config: Config, *, path: Path | None = None) -> None:
             loop.add_signal_handler(number, stop.set)
         loop.run_until_complete(daemon.run(stop, notifier=notifier))
     finally:
-        notifier.close()
         loop.close()
+    if bounded.is_any_left():
+        # An engine that still runs when its libraries are taken down ends the process by a signal.
+        logging.shutdown()
+        os._exit(0)
 
 
 def engine_failures(served: Served) -> int:

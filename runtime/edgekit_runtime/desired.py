@@ -58,11 +58,12 @@ class DesiredState:
         self._floor = max(self._floor, serial)
 
     def offer(self, desired: Desired) -> bool:
-        """Hand over a desired state; one with a lower serial, or a known one, is ignored."""
+        """Hand over a desired state; one whose serial is lower, or known, is ignored."""
         with self._lock:
             newest = self._offered or self._taken
             lowest = max(self._floor, newest.serial if newest else 0)
-            if desired.serial < lowest or desired == newest:
+            is_known = newest is not None and desired.serial == newest.serial
+            if desired.serial < lowest or is_known:
                 log.info("desired state ignored", extra={"serial": desired.serial})
                 return False
             self._offered = desired

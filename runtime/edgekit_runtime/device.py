@@ -6,6 +6,7 @@ Both read the same configuration; `device` looks at the state folder and needs n
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,12 @@ def daemon(path: Path) -> None:
     from edgekit import logs
     from edgekit_runtime import config
     from edgekit_runtime.daemon import serve
+    from edgekit_runtime.notify import Notifier
 
-    settings = config.read(path)
-    logs.configure(json_lines=True)
-    serve(settings, path=path)
+    with closing(Notifier.from_environment()) as notifier, notifier.telling_failure():
+        settings = config.read(path)
+        logs.configure(json_lines=True)
+        serve(settings, path=path, notifier=notifier)
 
 
 @click.group()

@@ -21,6 +21,12 @@ from edgekit_runtime.config import DEFAULT_PATH
 @click.option("--token", "text", help="The token; others on this board can read it meanwhile.")
 @click.option("--coordinator", "url", required=True, help="URL at which the fleet enrols.")
 @click.option(
+    "--ca",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="PEM: authorities to trust beside the system's, for a coordinator over https; kept.",
+)
+@click.option(
     "--config",
     "path",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -38,6 +44,7 @@ def enroll(
     token_file: Path | None,
     text: str | None,
     url: str,
+    ca: Path | None,
     path: Path,
     state: Path | None,
     as_json: bool,
@@ -55,7 +62,7 @@ def enroll(
 
     token = Token.parse(_token_text(token_file, text))
     folder, name, is_named = _place(path, state)
-    identity = enroll_device(folder, token, coordinator=url, name=name, clock=SystemClock())
+    identity = enroll_device(folder, token, coordinator=url, name=name, clock=SystemClock(), ca=ca)
     found = {
         "device": identity.name,
         "identity": str(folder),

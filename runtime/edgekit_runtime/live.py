@@ -6,6 +6,7 @@ signed it, and the engine reproduced its golden outputs, at each start anew.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from edgekit_runtime.canary.verdict import Verdict
 from edgekit_runtime.update import Reason, UpdateFailed
 
 S = TypeVar("S")
+Old = TypeVar("Old", contravariant=True)
 
 # The first class that an error is an instance of gives its reason.
 _REASONS: tuple[tuple[type[EdgekitError], Reason], ...] = (
@@ -76,9 +78,22 @@ class Serving(Protocol[S]):
         """Give back what a loaded version holds that is not going to serve."""
         ...
 
+    def pass_over(self, thread: threading.Thread) -> None:
+        """Let others be loaded beside what this thread loads, which may hang."""
+        ...
 
-class Trial(Protocol):
+
+class Trial(Protocol[Old]):
     """One comparison on live inputs: `canary.trial.Trial`."""
+
+    @property
+    def spent_s(self) -> float:
+        """How much of its time limit is over, in seconds."""
+        ...
+
+    def again(self, old: Old) -> Trial[Old]:
+        """End, and go on with the version that serves where that was opened anew."""
+        ...
 
     def verdict(self) -> Verdict | None:
         """What the evidence says by now; `None` for not yet."""
@@ -117,8 +132,8 @@ class Live(Generic[S]):
         serving: where versions are loaded and activated.
         keys: who may sign.
         engine_failures: how often the engine failed in a loaded version.
-        compare: begins a canary of a loaded version beside the one that serves; `None` where this
-            board has none.
+        compare: begins a canary of a loaded version (second) beside the one that serves (first),
+            of whose time limit so many seconds are over; `None` where this board has none.
         clock: says how long a version has served.
     """
 
@@ -128,7 +143,7 @@ class Live(Generic[S]):
         *,
         keys: Sequence[PublicKey],
         engine_failures: Callable[[S], int],
-        compare: Callable[[S, S], Trial] | None = None,
+        compare: Callable[[S, S, float], Trial[S]] | None = None,
         clock: Clock,
     ) -> None:
         self._serving = serving
@@ -198,12 +213,12 @@ class Live(Generic[S]):
         loaded = self._present(model)
         return None if loaded is None else loaded.served
 
-    def try_out(self, model: str, loaded: Loaded[S]) -> Trial:
+    def try_out(self, model: str, loaded: Loaded[S], *, spent_s: float = 0.0) -> Trial[S]:
         """Begin to compare a loaded version with the one that serves, on live inputs."""
         old = self._present(model)
         assert self._compare is not None
         assert old is not None
-        return self._compare(old.served, loaded.served)
+        return self._compare(old.served, loaded.served, spent_s)
 
     def kept(self, model: str, folder: Path) -> Loaded[S] | None:
         """The version in this slot, where it is still open beside the one that serves."""
@@ -216,6 +231,10 @@ class Live(Generic[S]):
     def discard(self, loaded: Loaded[S]) -> None:
         """Close a loaded version that is not going to serve."""
         self._serving.discard(loaded.served)
+
+    def pass_over(self, thread: threading.Thread) -> None:
+        """Let others be loaded beside what this thread loads, which may hang."""
+        self._serving.pass_over(thread)
 
     def active(self, model: str) -> Active | None:
         """What serves of a model."""

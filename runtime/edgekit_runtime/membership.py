@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from random import Random
 from typing import TYPE_CHECKING
 
+from edgekit import signed_frame
 from edgekit.clock import Clock
 from edgekit.errors import ConfigError
 from edgekit.messages import Reported
@@ -82,6 +83,12 @@ class Membership:
         """Where the fleet hears of what happens."""
         return self.uplink.events
 
+    def sign_update(self, payload: bytes) -> bytes:
+        """An answer in a round as it travels: with this device's signature where it has a key."""
+        if self._identity is None:
+            return payload
+        return self._identity.sign(payload, kind=signed_frame.UPDATE)
+
     def start(
         self,
         ending: AsyncExitStack,
@@ -133,14 +140,14 @@ class Membership:
             reserve_bytes=self._config.update.reserve_bytes,
             bandwidth_bytes_s=self._config.update.bandwidth_bytes_s,
             window=self._config.update.window,
-            ca=identity.tls.ca if identity else None,
+            ca=identity.https_ca if identity else None,
             clock=self._clock,
             rng=self._rng,
         )
         repository = None
         if identity is not None:
             repository = Repository(
-                urls=bases, root=identity.root, state=state / "trusted", ca=identity.tls.ca
+                urls=bases, root=identity.root, state=state / "trusted", ca=identity.https_ca
             )
         return Source(
             fetcher,

@@ -2,9 +2,10 @@
 
 Promise: the manager hears `READY=1` when the daemon serves, and a sign of life only while every
 part of it that must live does. A daemon whose loop stands still or whose thread is gone falls
-silent, and `WatchdogSec` of the unit has it started anew. Without a manager all of this is nothing.
+silent, and `WatchdogSec` of the unit has it started anew. `systemctl status` says what serves, or
+why nothing does. Without a manager all of this is nothing.
 
-Source: sd_notify(3) and sd_watchdog_enabled(3) of systemd.
+Source: sd_notify(3) and sd_watchdog_enabled(3) of systemd; sysexits.h for `EX_CONFIG`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,26 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+
+from edgekit.errors import ConfigError, EdgekitError
+from edgekit.messages import ModelState
 
 log = logging.getLogger(__name__)
 
 _SOCKET, _INTERVAL, _PROCESS = "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"
 # One sign of life may come late or be lost.
 _SIGNS_PER_INTERVAL = 3
+
+
+class Misconfigured(ConfigError):
+    """A configuration that a start does not get past, said to a service manager.
+
+    The exit code is its own, because no further start would: the unit names it as `CONFIG`.
+    """
+
+    exit_code = os.EX_CONFIG
 
 
 class Notifier:
@@ -70,6 +84,22 @@ class Notifier:
         """One line for `systemctl status`."""
         self._send(f"STATUS={' '.join(text.split())}")
 
+    @contextmanager
+    def telling_failure(self) -> Iterator[None]:
+        """Tell the manager of an error that ends the daemon.
+
+        Raises:
+            Misconfigured: for a `ConfigError`, where there is a manager.
+            EdgekitError: any other, as it was.
+        """
+        try:
+            yield
+        except EdgekitError as e:
+            self.status(f"failed: {e.with_hint}")
+            if isinstance(e, ConfigError) and self._socket is not None:
+                raise Misconfigured(e.message, hint=e.hint) from e
+            raise
+
     def close(self) -> None:
         """Let the socket go."""
         if self._socket is not None:
@@ -83,12 +113,32 @@ class Notifier:
         abstract = self._address.startswith("@")
         target = f"\0{self._address[1:]}" if abstract else self._address
         try:
-            self._socket.sendto(message.encode(), target)
+            # A path in a message may hold bytes that are not text.
+            self._socket.sendto(message.encode(errors="replace"), target)
         except OSError as e:
             log.warning("service manager not reached", extra={"reason": e.strerror or str(e)})
 
 
-async def keep_alive(notifier: Notifier, parts: Mapping[str, Callable[[], bool]]) -> None:
+def summary(serving: Sequence[tuple[str, str]], states: Mapping[str, ModelState]) -> str:
+    """What a person at the board wants to know first, in one line.
+
+    Args:
+        serving: name and version of each model that answers.
+        states: of the models that are installed, by name.
+    """
+    names = {name for name, _ in serving}
+    silent = {model: state for model, state in states.items() if model not in names}
+    said = ", ".join(f"{name} {version}" for name, version in serving)
+    parts = [f"serves {said or 'nothing'}"]
+    parts += [
+        f"{model} does not ({state.reason or state.state})" for model, state in silent.items()
+    ]
+    return "; ".join(parts)
+
+
+async def keep_alive(
+    notifier: Notifier, parts: Mapping[str, Callable[[], bool]], *, says: Callable[[], str]
+) -> None:
     """Send signs of life from the running loop, until cancelled, while every part lives.
 
     Returns at once where the manager wants none. The loop itself is the part that need not be
@@ -97,16 +147,21 @@ async def keep_alive(notifier: Notifier, parts: Mapping[str, Callable[[], bool]]
     Args:
         parts: name to whether it lives (`Thread.is_alive`), asked on the loop: an answer must not
             wait.
+        says: the line for `systemctl status` while all is well, sent when it has changed.
     """
     if notifier.interval_s is None:
         return
     silent: tuple[str, ...] = ()
+    said = ""
     while True:
         dead = tuple(name for name, lives in parts.items() if not lives())
         if not dead:
             notifier.watchdog()
         elif dead != silent:
             log.error("no sign of life is sent any more", extra={"dead": ", ".join(dead)})
-            notifier.status(f"not alive: {', '.join(dead)}")
         silent = dead
+        text = f"not alive: {', '.join(dead)}" if dead else says()
+        if text != said:
+            notifier.status(text)
+        said = text
         await asyncio.sleep(notifier.interval_s / _SIGNS_PER_INTERVAL)

@@ -1,65 +1,150 @@
-"""Restore: start-up, from whatever state the daemon ended in, to something that serves."""
+"""Restore: start-up, from whatever state the daemon ended in, to something that serves.
+
+Promise: no model waits for another one that hangs. Models are opened one after the other, each
+within the limit of a probe; one that takes long is left to itself and the next one begun beside it,
+the daemon serves meanwhile, and what is over its limit makes way for the version before.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from edgekit.clock import Clock
 from edgekit.errors import StorageError
 from edgekit_runtime import update
+from edgekit_runtime.bounded import Work
+from edgekit_runtime.config import UpdateSection
 from edgekit_runtime.journal import Journal
-from edgekit_runtime.live import Live
+from edgekit_runtime.live import Live, Loaded
 from edgekit_runtime.slots import Slots
 from edgekit_runtime.telemetry import Events, Level
-from edgekit_runtime.update import Reason, Record, State, UpdateFailed
+from edgekit_runtime.update import Installed, Reason, Record, SlotName, State, UpdateFailed
 
 log = logging.getLogger(__name__)
 
 S = TypeVar("S")
 
 _ASKED = "asked while the daemon was away"
+# The next model is begun beside one that has taken this share of its limit, or so many seconds.
+_SLOW_SHARE = 0.1
+_SLOW_S = 30.0
+_LOOK_S = 0.2
+
+
+@dataclass
+class Opening(Generic[S]):
+    """A slot on its way to serving.
+
+    Attributes:
+        since_s: when it was begun.
+        is_slow: whether others are opened beside it.
+        is_over: whether its limit is over; there is no version before, and it may come yet.
+    """
+
+    work: Work[Loaded[S]]
+    slot: SlotName
+    held: Installed
+    since_s: float
+    is_slow: bool = False
+    is_over: bool = False
 
 
 class Restore(Generic[S]):
-    """What start-up does with every model.
+    """What start-up does with every model. Used by one thread at a time.
 
     Args:
         slots: where bundles lie.
         journal: the records, empty yet.
         live: what serves, nothing yet.
+        limits: seconds that opening a model may take.
         events: where the fleet hears of it.
+        changed: called after a change that is not in a record.
+        clock: measures how long opening takes.
     """
 
-    def __init__(self, slots: Slots, journal: Journal, live: Live[S], *, events: Events) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        journal: Journal,
+        live: Live[S],
+        *,
+        limits: UpdateSection,
+        events: Events,
+        changed: Callable[[], None],
+        clock: Clock,
+    ) -> None:
         self._slots = slots
         self._journal = journal
         self._live = live
+        self._limit_s, self._timeout = update.limit(State.PROBING, limits)
         self._events = events
+        self._changed = changed
+        self._clock = clock
+        self._queue: list[str] = []
+        self._openings: dict[str, Opening[S]] = {}
+        self._troubles: dict[str, tuple[Reason, str]] = {}
 
     def run(self) -> None:
-        """Let the active slot of every model serve, or the one before."""
+        """Let the active slot of every model serve, or the one before.
+
+        Returns when that is done, or when one model is slow; `go_on` does the rest.
+        """
+        is_clean = self._slots.take_stop()
         self._slots.tidy()
         asked = self._slots.asked("rollback")
         for model in self._slots.names():
             record = self._journal.read(model)
-            started = update.at_start(record)
+            started = update.at_start(record, is_clean=is_clean)
             if started != record:
                 self._note(model, started)
                 self._tell_end(model, record, self._journal.record(model))
             if model in asked:
                 self._switch_back(model)
-            self._show(model)
+            self._queue.append(model)
+        while self.is_busy and not any(one.is_slow for one in self._openings.values()):
+            self.go_on(wait_s=_LOOK_S)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is a model of which it is not known yet whether it will serve."""
+        return bool(self._queue) or not all(one.is_over for one in self._openings.values())
+
+    def trouble(self, model: str) -> tuple[Reason, str] | None:
+        """Why the active slot of a model does not serve; from any thread."""
+        return self._troubles.get(model)
+
+    def go_on(self, *, wait_s: float = 0.0) -> None:
+        """Show what has opened by now, leave what is over its limit, and begin with the next.
+
+        Args:
+            wait_s: for a model that is not slow yet, in seconds.
+        """
+        for model, opening in list(self._openings.items()):
+            if opening.work.has_ended(wait_s=0.0 if opening.is_slow else wait_s):
+                del self._openings[model]
+                self._finish(model, opening)
+            else:
+                self._look_at_clock(model, opening)
+        if all(one.is_slow for one in self._openings.values()) and self._queue:
+            self._begin(self._queue.pop(0))
+
+    def close(self) -> None:
+        """Wait for nothing any more."""
+        self._queue.clear()
+        for opening in self._openings.values():
+            self._leave(opening)
+        self._openings.clear()
 
     def _note(self, model: str, started: Record) -> None:
         """Keep how often a state was begun, before it is begun again."""
         try:
             self._journal.write(model, started)
         except StorageError as e:
-            if started.state in update.REPLACEABLE:
-                # What may have ended the daemon is not begun again without being counted.
-                started = update.failed(started, update.disk_reason(e), str(e))
             log.error("record is not on disk", extra={"model": model, "error": str(e)})
-            self._journal.hold(model, started)
+            self._journal.hold(model, _uncounted(started, e))
 
     def _tell_end(self, model: str, record: Record, started: Record) -> None:
         """What ended an update while nobody was there to tell it."""
@@ -83,43 +168,96 @@ class Restore(Generic[S]):
         except StorageError as e:
             log.error("request stays", extra={"model": model, "error": str(e)})
 
-    def _show(self, model: str) -> None:
+    def _begin(self, model: str) -> None:
         record = self._journal.record(model)
         if record.active is None:
             return
+        held, folder = record.slots[record.active], self._slots.folder(model, record.active)
+        work = Work(
+            lambda: self._live.load(folder, digest=held.digest, keys=held.keys, proven=True),
+            name=f"start {model}",
+        )
+        self._openings[model] = Opening(work, record.active, held, self._clock.monotonic())
+
+    def _look_at_clock(self, model: str, opening: Opening[S]) -> None:
+        taken_s = self._clock.monotonic() - opening.since_s
+        if not opening.is_slow and taken_s >= min(_SLOW_S, self._limit_s * _SLOW_SHARE):
+            opening.is_slow = True
+            self._live.pass_over(opening.work.thread)
+            log.warning("model opens slowly", extra={"model": model, "took_s": round(taken_s, 1)})
+        if not opening.is_over and taken_s >= self._limit_s:
+            opening.is_over = True
+            if self._is_wanted(model, opening):
+                detail = f"opening {opening.held.version} took longer than {self._limit_s:g} s"
+                self._fall_back(model, self._timeout, detail)
+            if self._openings[model] is not opening:
+                self._leave(opening)
+
+    def _finish(self, model: str, opening: Opening[S]) -> None:
         try:
-            held = record.slots[record.active]
-            loaded = self._live.load(
-                self._slots.folder(model, record.active),
-                digest=held.digest,
-                keys=held.keys,
-                proven=True,
-            )
+            loaded = opening.work.result()
         except UpdateFailed as e:
-            self._fall_back(model, record, e.reason, str(e))
-            return
+            reason, detail = e.reason, str(e)
         except Exception as e:  # the version before may do better; the log has the traceback
-            log.exception("slot cannot be loaded", extra={"model": model})
-            self._fall_back(model, record, Reason.INTERNAL, f"{type(e).__name__}: {e}")
+            log.error("slot cannot be loaded", extra={"model": model}, exc_info=e)
+            reason, detail = Reason.INTERNAL, f"{type(e).__name__}: {e}"
+        else:
+            if self._is_wanted(model, opening):
+                self._show(model, loaded)
+            else:
+                self._live.discard(loaded)
             return
+        if self._is_wanted(model, opening) and not opening.is_over:
+            self._fall_back(model, reason, detail)
+
+    def _is_wanted(self, model: str, opening: Opening[S]) -> bool:
+        """Whether it is still the one that shall serve: an update may have brought another."""
+        record = self._journal.record(model)
+        return (record.active, record.serving) == (opening.slot, opening.held)
+
+    def _show(self, model: str, loaded: Loaded[S]) -> None:
         self._live.show(model, loaded)
-        if record.state is not State.ACTIVE:
+        self._troubles.pop(model, None)
+        if self._journal.record(model).state is not State.ACTIVE:
             # Nothing is on trial: what served before is not gone back to.
             self._live.settle(model)
+        self._changed()
 
-    def _fall_back(self, model: str, record: Record, reason: Reason, detail: str) -> None:
+    def _leave(self, opening: Opening[S]) -> None:
+        self._live.pass_over(opening.work.thread)
+        opening.work.leave(self._live.discard)
+
+    def _fall_back(self, model: str, reason: Reason, detail: str) -> None:
+        record = self._journal.record(model)
         self._tell("slot_failed", model, reason, detail)
+        self._troubles[model] = reason, detail
         if record.previous is not None:
             back = update.rolled_back(record, reason, detail)
             self._journal.write_if_possible(model, back)
             self._tell("rolled_back", model, reason, detail)
-            self._show(model)
+            self._begin(model)
         elif reason is Reason.SLOT_DAMAGED:
             self._journal.write_if_possible(model, update.lost(record, detail))
         elif record.state is State.ACTIVE:
             # Nobody can judge what does not serve, and nothing newer begins before that.
             self._journal.write_if_possible(model, update.failed(record, reason, detail))
+        else:
+            self._changed()
 
     def _tell(self, kind: str, model: str, reason: Reason, detail: str) -> None:
         level: Level = "warning" if kind == "rolled_back" else "error"
         self._events(kind, f"{model}: {detail}", level=level, model=model, reason=reason.value)
+
+
+def _uncounted(started: Record, error: StorageError) -> Record:
+    """What becomes of a start that the disk does not count.
+
+    What may have ended the daemon is not begun again uncounted, or it could do so for ever; what
+    served before is. The record on disk stays, and the next start that it can count goes on.
+    """
+    reason, detail = update.disk_reason(error), f"its start cannot be counted: {error}"
+    if started.state in update.REPLACEABLE:
+        return update.failed(started, reason, detail)
+    if started.state is State.ACTIVE and started.previous is not None:
+        return update.rolled_back(started, reason, detail)
+    return started

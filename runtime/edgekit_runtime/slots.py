@@ -4,6 +4,7 @@
     STATE/models/NAME/a, b          unpacked bundles; each appears whole or not at all
     STATE/requests/NAME.rollback    somebody wants the previous version back
     STATE/requests/NAME.cancel      somebody wants the update under way to end
+    STATE/stopped                   the daemon ended in good order; gone while it runs
 
 Promise: after a kill at any moment the record can be read and names only slots that are whole.
 """
@@ -29,6 +30,7 @@ from edgekit_runtime.update import Installed, Record, SlotName
 log = logging.getLogger(__name__)
 
 RECORD = "state.json"
+STOPPED = "stopped"
 SLOTS: tuple[SlotName, SlotName] = ("a", "b")
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,62}\Z"
 
@@ -138,6 +140,25 @@ class Slots:
             (self._requests / f"{model}.{request}").unlink(missing_ok=True)
         except OSError as e:
             raise StorageError(f"a request cannot be taken away: {e.strerror}") from e
+
+    def note_stop(self) -> None:
+        """Leave word that the daemon ended in good order; the last that it does."""
+        storage.write(self._state / STOPPED, b"")
+
+    def take_stop(self) -> bool:
+        """Whether the daemon ended in good order; the word is gone then, and counts once.
+
+        Where it cannot be taken away for good it is not believed: it would be there after a kill.
+        """
+        try:
+            (self._state / STOPPED).unlink()
+            storage.sync_folder(self._state)
+        except FileNotFoundError:
+            return False
+        except OSError as e:
+            log.warning("word of the last stop stays", extra={"error": e.strerror})
+            return False
+        return True
 
     def _decoded(self, model: str) -> Record | None:
         """The record as it is on disk; `None` where it cannot be read."""

@@ -82,7 +82,7 @@ class Source:
             wanted: what is asked for.
             base: the installed bundle's folder and digest, for a delta.
             frees_bytes: what goes from the free slot before the bundle is unpacked there.
-            limit_s: for all attempts together, in seconds.
+            limit_s: for all attempts together, in seconds; hours outside the window do not count.
             progress: called with the share that is here.
             wait: waits for a number of seconds, and says whether the download shall end.
 
@@ -104,13 +104,19 @@ class Source:
         if self._repository is None:
             get(limit_s=limit_s)
             return ()
-        deadline = self._clock.monotonic() + limit_s
+        hours = self._fetcher.hours(wait)
+        get = partial(get, wait=hours.wait)
+        begun_s = self._clock.monotonic()
         attempt, told = 0, set[Reason]()
+
+        def left_s() -> float:
+            return limit_s - (self._clock.monotonic() - begun_s - hours.closed_s)
+
         while True:
             try:
                 target = self._repository.find(wanted.url, cancelled=lambda: wait(0.0))
                 agree(target, wanted)
-                get(target=target, limit_s=deadline - self._clock.monotonic())
+                get(target=target, limit_s=left_s())
                 return target.keys
             except Interrupted:
                 raise
@@ -123,9 +129,9 @@ class Source:
                 self._tell(reason, str(e), told)
                 attempt += 1
                 pause_s = backoff(attempt, rng=self._rng)
-                if self._clock.monotonic() + pause_s >= deadline:
+                if pause_s >= left_s():
                     raise UpdateFailed(reason, f"{e}; tried for {limit_s:g} s") from e
-            if wait(pause_s):
+            if hours.wait(pause_s) or hours.wait_open():
                 raise Interrupted(f"{wanted.url}: the download was asked to end")
 
     def part(self, wanted: Wanted) -> Path:

@@ -112,6 +112,7 @@ class Trainer:
         active: what serves of a model.
         link: to the broker.
         events: where the fleet hears of it.
+        sign: puts this device's signature to an answer, raising `EdgekitError` where it cannot.
         clock: for budgets and for the time at which a round closes.
     """
 
@@ -125,6 +126,7 @@ class Trainer:
         active: Callable[[str], Active | None],
         link: RoundLink,
         events: Events,
+        sign: Callable[[bytes], bytes] = bytes,
         clock: Clock,
     ) -> None:
         self._site = site
@@ -134,6 +136,7 @@ class Trainer:
         self._active = active
         self._link = link
         self._events = events
+        self._sign = sign
         self._clock = clock
         self._rounds: queue.Queue[RoundOpen | None] = queue.Queue(MAX_WAITING)
         self._known: set[str] = set()
@@ -331,6 +334,11 @@ class Trainer:
 
     def _answer(self, opened: RoundOpen, payload: bytes) -> None:
         """Keep, then say: a kill between the two costs nothing."""
+        try:
+            payload = self._sign(payload)
+        except EdgekitError as e:
+            log.error("answer cannot be signed", extra={"round": opened.round, "error": str(e)})
+            return
         answer = Answer(round=opened.round, closes_at=opened.closes_at, payload=payload)
         try:
             self._answers.keep(answer)

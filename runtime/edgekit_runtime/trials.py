@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -14,7 +15,7 @@ S = TypeVar("S")
 class Begun(Generic[S]):
     """A trial, what is tried, and what served when it began."""
 
-    trial: Trial
+    trial: Trial[S]
     loaded: Loaded[S]
     old: S | None
 
@@ -26,27 +27,40 @@ class Trials(Generic[S]):
         self._live = live
         self._begun: dict[str, Begun[S]] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._begun)
+    def begin(self, model: str, loaded: Loaded[S], *, spent_s: float) -> None:
+        """Compare a loaded version with the one that serves.
 
-    def begin(self, model: str, loaded: Loaded[S]) -> None:
-        """Compare a loaded version with the one that serves."""
+        Args:
+            model: its name.
+            loaded: closed where the comparison cannot begin.
+            spent_s: how much of the time limit is over, in seconds.
+        """
         try:
-            trial = self._live.try_out(model, loaded)
+            trial = self._live.try_out(model, loaded, spent_s=spent_s)
         except BaseException:
             self._live.discard(loaded)
             raise
         self._begun[model] = Begun(trial, loaded, self._live.present(model))
 
-    def begin_again(self, model: str) -> None:
+    def go_on(self, model: str) -> None:
         """Compare with what serves now, where that was closed and opened anew meanwhile."""
-        self.begin(model, self.take(model))
+        begun, old = self._begun.pop(model), self._live.present(model)
+        assert old is not None
+        try:
+            trial = begun.trial.again(old)
+        except BaseException:
+            self._live.discard(begun.loaded)
+            raise
+        self._begun[model] = Begun(trial, begun.loaded, old)
 
     def is_past(self, model: str) -> bool:
         """Whether what a trial compares with does not serve any more."""
         return self._begun[model].old is not self._live.present(model)
 
-    def find(self, model: str) -> Trial | None:
+    def __iter__(self) -> Iterator[tuple[str, Trial[S]]]:
+        return iter([(model, begun.trial) for model, begun in self._begun.items()])
+
+    def find(self, model: str) -> Trial[S] | None:
         """The trial of a model."""
         begun = self._begun.get(model)
         return begun.trial if begun else None

@@ -47,6 +47,7 @@ class Steps(Generic[S]):
         events: where the fleet hears of it.
         changed: called after a change that is not in a record.
         wait: waits for a number of seconds, and says whether to stop.
+        is_stopping: whether the daemon ends.
         clock: measures how long a state takes.
     """
 
@@ -63,6 +64,7 @@ class Steps(Generic[S]):
         events: Events,
         changed: Callable[[], None],
         wait: Wait,
+        is_stopping: Callable[[], bool],
         clock: Clock,
     ) -> None:
         self._slots = slots
@@ -75,6 +77,7 @@ class Steps(Generic[S]):
         self._events = events
         self._changed = changed
         self._wait = wait
+        self._is_stopping = is_stopping
         self._clock = clock
         self._trials: Trials[S] = Trials(live)
         self._progress: dict[str, float] = {}
@@ -118,7 +121,9 @@ class Steps(Generic[S]):
         self._trials.drop(model)
 
     def close(self) -> None:
-        """Give up whatever was loaded and does not serve."""
+        """Give up whatever was loaded and does not serve; how long it was tried stays on disk."""
+        for model, trial in self._trials:
+            self._keep_time(model, trial.progress(), trial.spent_s)
         self._trials.close()
 
     def go_back(self, model: str, reason: Reason, detail: str) -> None:
@@ -175,7 +180,7 @@ class Steps(Generic[S]):
                 base=self._base(model, record),
                 frees_bytes=self._slots.size(model, record.free),
                 limit_s=max(0.0, self._limits.fetch_limit_s - wish.spent_s),
-                progress=lambda done: self._advance(model, done, began_s=began_s),
+                progress=lambda done: self._came(model, done, began_s=began_s),
                 wait=self._wait,
             )
         self._progress.pop(model, None)
@@ -245,7 +250,7 @@ class Steps(Generic[S]):
         except StorageError:
             self._live.discard(loaded)
             raise
-        self._trials.begin(model, loaded)
+        self._trials.begin(model, loaded, spent_s=wish.spent_s)
         return True
 
     def _compare(self, model: str, record: Record, wish: Update) -> bool:
@@ -256,11 +261,12 @@ class Steps(Generic[S]):
             return True
         if self._trials.is_past(model):
             # A model that was reloaded is another object, which the trial does not hear.
-            self._trials.begin_again(model)
+            self._trials.go_on(model)
             return False
         verdict = trial.verdict()
         if verdict is None:
-            self._advance(model, trial.progress())
+            if self._advance(model, trial.progress()):
+                self._keep_time(model, trial.progress(), trial.spent_s)
             return False
         self._progress.pop(model, None)
         if verdict.decision == "roll_back":
@@ -329,7 +335,7 @@ class Steps(Generic[S]):
         late: Callable[[T], None],
         can_cancel: bool = True,
     ) -> T:
-        """Run `work` within the limit of a state; a word of cancellation ends the wait for it."""
+        """Run `work` within the limit of a state; who stops or cancels ends the wait for it."""
         limit_s, timeout = update.limit(state, self._limits)
         token = object()
         self._deadlines[token] = self._clock.monotonic() + limit_s
@@ -340,8 +346,10 @@ class Steps(Generic[S]):
             finally:
                 del self._deadlines[token]
 
-        def check_cancelled() -> None:
-            if model in self._slots.asked("cancel"):
+        def check_asked() -> None:
+            if self._is_stopping():
+                raise Interrupted(f"{model}: the daemon ends")
+            if can_cancel and model in self._slots.asked("cancel"):
                 raise Interrupted(f"{model}: {state.value} was asked to end")
 
         return bounded.run(
@@ -350,20 +358,28 @@ class Steps(Generic[S]):
             limit_s=limit_s,
             over=lambda: UpdateFailed(timeout, f"{state.value} took longer than {limit_s:g} s"),
             late=late,
-            check=check_cancelled if can_cancel else None,
+            left=self._live.pass_over,
+            check=check_asked,
         )
 
-    def _advance(self, model: str, done: float, *, began_s: float | None = None) -> None:
-        """Tell how far a state is; with its beginning, also keep on disk how long it took."""
+    def _came(self, model: str, done: float, *, began_s: float | None) -> None:
+        """Tell how far a download is; with its beginning, also keep on disk how long it took."""
+        if self._advance(model, done) and began_s is not None:
+            spent_s = self._clock.monotonic() - began_s
+            record = self._journal.record(model)
+            self._journal.write(model, update.advanced(record, progress=done, spent_s=spent_s))
+
+    def _keep_time(self, model: str, done: float, spent_s: float) -> None:
+        """Keep on disk how long a canary took; a disk that is full then does not end it."""
+        record = update.advanced(self._journal.record(model), progress=done, spent_s=spent_s)
+        self._journal.write_if_possible(model, record)
+
+    def _advance(self, model: str, done: float) -> bool:
+        """Tell how far a state is; whether that is far enough to be kept on disk, too."""
         # Back, too: after a delta that was of no use the whole file is fetched.
         if abs(done - self._progress.get(model, 0.0)) < _PROGRESS_STEP:
-            return
+            return False
         self._progress[model] = done
-        record = self._journal.record(model)
-        wish = record.update
-        is_far = wish is not None and abs(done - wish.progress) >= _DURABLE_STEP
-        if began_s is not None and is_far:
-            spent_s = self._clock.monotonic() - began_s
-            self._journal.write(model, update.advanced(record, progress=done, spent_s=spent_s))
-        else:
-            self._changed()
+        self._changed()
+        wish = self._journal.record(model).update
+        return wish is not None and abs(done - wish.progress) >= _DURABLE_STEP

@@ -75,6 +75,9 @@ class Updater(Generic[S]):
         self._events = events
         self._changed = changed
         self._journal = Journal(slots, changed=changed)
+        self._restore: Restore[S] = Restore(
+            slots, self._journal, live, limits=limits, events=events, changed=changed, clock=clock
+        )
         self._steps = Steps(
             slots,
             self._journal,
@@ -86,6 +89,7 @@ class Updater(Generic[S]):
             events=events,
             changed=changed,
             wait=self._stops,
+            is_stopping=lambda: self._stopping,
             clock=clock,
         )
         self._wake = threading.Event()
@@ -100,8 +104,10 @@ class Updater(Generic[S]):
         """End after the step that is being done; the next start goes on from its record."""
         self._stopping = True
         self._wake.set()
-        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
         if not self._thread.is_alive():
+            self._restore.close()
             self._steps.close()
 
     @property
@@ -150,18 +156,26 @@ class Updater(Generic[S]):
                 record,
                 serves=self._live.active(model) is not None,
                 progress=self._steps.progress(model),
+                trouble=self._restore.trouble(model),
             )
             for model, record in self._journal.items()
         }
 
     def restore(self) -> None:
-        """Start-up: let the active slot of every model serve, or the one before."""
-        Restore(self._slots, self._journal, self._live, events=self._events).run()
+        """Start-up: let the active slot of every model serve, or the one before.
+
+        Returns when that is done, or when one takes long; `turn` does the rest before all else.
+        """
+        self._restore.run()
         updates = [self._journal.record(model).update for model in self._journal]
         self._desired.remember(max((one.serial for one in updates if one is not None), default=0))
 
     def turn(self) -> float:
         """Do everything that can be done now; returns seconds until the next look."""
+        self._restore.go_on()
+        if self._restore.is_busy:
+            # What is opened for an update would wait behind it, and be compared with nothing.
+            return JUDGE_S
         try:
             self._hear()
         except StorageError:
@@ -274,6 +288,8 @@ class Updater(Generic[S]):
     def _go_back_as_asked(self, model: str) -> None:
         try:
             self._steps.go_back(model, Reason.ASKED, _ASKED)
+        except Interrupted:
+            return
         except UpdateFailed as e:
             self._steps.tell("rollback_refused", model, e.reason, str(e))
         self._slots.answered(model, "rollback")

@@ -3,8 +3,9 @@ reported state, telemetry and events.
 
 Promise: nothing that arrives here ends the daemon; what is not valid is logged and dropped. Status
 and reported state are retained, so that it does not matter who listened when they were said; a
-broker may lose one all the same, so the reported state is said again beside the telemetry that tells
-of it, and when a wish comes again. An enrolled device takes a wish only in an envelope that its fleet signed, and in its own name.
+broker may lose one all the same, so the reported state is said again beside the telemetry that
+tells of it, and when a wish comes again. An enrolled device takes wishes and rounds only in an
+envelope that its fleet signed, and a wish only in its own name.
 """
 
 from __future__ import annotations
@@ -209,6 +210,11 @@ class Uplink:
             log.exception("message failed", extra={"topic": topic})
 
     def _route(self, topic: str, payload: bytes) -> None:
+        if len(payload) > messages.MAX_PAYLOAD_BYTES and not topic.endswith(
+            f"/{topics.PARAMETERS}"
+        ):
+            # Before anybody keeps it: the link takes more, for the sake of parameters.
+            raise MessageError(f"{topic}: {len(payload)} bytes are too many")
         if topic == self._topic(topics.ACK):
             ack = messages.decode(payload, Ack, topic=topic)
             self._sender.acknowledged(ack.boot, ack.seq)

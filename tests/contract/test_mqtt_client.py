@@ -27,18 +27,20 @@ def remaining(length: int) -> bytes:
             return bytes(raw)
 
 
-def publish(payload_bytes: int) -> bytes:
+def publish(payload_bytes: int, *, qos: int) -> bytes:
     """The beginning of a message; its payload has yet to follow."""
-    body = len(KNOWN).to_bytes(2, "big") + KNOWN
-    return bytes([PUBLISH]) + remaining(len(body) + payload_bytes) + body
+    number = b"\0\1" if qos else b""
+    body = len(KNOWN).to_bytes(2, "big") + KNOWN + number
+    return bytes([PUBLISH | qos << 1]) + remaining(len(body) + payload_bytes) + body
 
 
 class HostileBroker(threading.Thread):
     """Takes every client, then sends each a message as long as it is told."""
 
-    def __init__(self, payload_bytes: int) -> None:
+    def __init__(self, payload_bytes: int, *, qos: int = 0) -> None:
         super().__init__(daemon=True)
         self.payload_bytes = payload_bytes
+        self.qos = qos
         self.sent: list[int] = []
         self.ended = threading.Event()
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -61,7 +63,7 @@ class HostileBroker(threading.Thread):
         sent = 0
         with suppress(OSError):
             connection.recv(4096)
-            connection.sendall(ACCEPTED + publish(self.payload_bytes))
+            connection.sendall(ACCEPTED + publish(self.payload_bytes, qos=self.qos))
             while sent < self.payload_bytes:
                 sent += connection.send(bytes(min(1 << 16, self.payload_bytes - sent)))
             while connection.recv(4096):
@@ -87,6 +89,25 @@ def link_to(broker: HostileBroker, heard: list[int], arrived: threading.Event) -
         on_connect=lambda: None,
         max_payload_bytes=LIMIT,
     )
+
+
+@pytest.mark.parametrize(("qos", "is_taken"), [(0, True), (1, True), (2, False)])
+def test_a_message_at_qos_2_ends_the_connection_and_is_not_kept(
+    qos: int, is_taken: bool, heard: list[int]
+) -> None:
+    arrived, broker = threading.Event(), HostileBroker(1000, qos=qos)
+    broker.start()
+    link = link_to(broker, heard, arrived)
+    link.start()
+    if is_taken:
+        assert arrived.wait(10)
+    else:
+        assert broker.ended.wait(10)
+    link.close()
+    broker.close()
+
+    assert bool(heard) == is_taken
+    assert not link._client._in_messages
 
 
 @pytest.fixture(params=[LIMIT, 200 << 20])

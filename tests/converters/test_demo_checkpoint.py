@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -167,6 +167,7 @@ def test_bytes_after_the_last_tensor_are_refused(tmp_path: Path) -> None:
 
 
 @given(position=st.integers(0, len(SMALL) - 1), value=st.integers(0, 255))
+@example(position=52, value=ord("\\"))  # in the name of a class
 def test_a_changed_byte_never_ends_in_another_error(
     folder: Path, position: int, value: int
 ) -> None:

@@ -60,13 +60,18 @@ class Wire:
 
 
 class Enrolling:
-    """A fleet whose office can be asked at `url`."""
+    """A fleet whose office can be asked at `url`.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        tls: certificate and key, for https.
+    """
+
+    def __init__(self, path: Path, *, tls: tuple[Path, Path] | None = None) -> None:
         self.clock = ManualClock(now_ms=NOW_MS)
         self.changes = 0
         self._bound = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._bound.getsockname()[1]}"
+        scheme = "http" if tls is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._bound.getsockname()[1]}"
         self.folder = FleetFolder(path)
         facts = Facts(
             name="test",
@@ -83,8 +88,16 @@ class Enrolling:
             routes=enrolment_routes.routes(self.office), exception_handlers=dict(handlers)
         )
         self.wire = Wire(app)
+        certificate, key = tls or (None, None)
         self._server = uvicorn.Server(
-            uvicorn.Config(self.wire, log_config=None, access_log=False, lifespan="off")
+            uvicorn.Config(
+                self.wire,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ssl_certfile=certificate,
+                ssl_keyfile=key,
+            )
         )
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._bound]}, daemon=True
@@ -110,8 +123,8 @@ class Enrolling:
 
 
 @contextmanager
-def enrolling(path: Path) -> Iterator[Enrolling]:
-    made = Enrolling(path)
+def enrolling(path: Path, *, tls: tuple[Path, Path] | None = None) -> Iterator[Enrolling]:
+    made = Enrolling(path, tls=tls)
     try:
         yield made
     finally:

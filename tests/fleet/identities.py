@@ -29,16 +29,11 @@ from edgekit.fleet.members import Issued, Members
 from edgekit.link import Broker as BrokerUrl
 from edgekit.link import MqttLink, Tls, Will
 from edgekit.signing import SigningKey
+from edgekit_converters.demo.processes import free_port
 from tests.fleet.processes import until
 
 SITE = "berlin"
 DAY_MS = 86_400_000
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Made:
@@ -122,7 +117,7 @@ class Peer:
         return {topic for topic, _ in self.heard}
 
     def connected(self) -> Peer:
-        assert self._up.wait(10), self.link.refused
+        assert self._up.wait(60), self.link.refused
         return self
 
     def refused(self) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.fleet.client import Client
+from edgekit_converters.demo.processes import free_port
 
 
 class Process:
@@ -54,7 +55,7 @@ class Process:
         return self._finish()
 
     def _finish(self) -> int:
-        code = self._process.wait(20)
+        code = self._process.wait(60)
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._log.close()
@@ -73,7 +74,8 @@ class Fleet:
             *("--state", str(folder / "broker")),
             log=folder / "broker.log",
         )
-        self.coordinator = self._start("127.0.0.1:0")
+        # A port that stays free while the coordinator is away.
+        self.coordinator = self._start(f"127.0.0.1:{free_port()}")
 
     @property
     def mqtt(self) -> str:
@@ -134,7 +136,7 @@ def until(condition: Callable[[], object], *, timeout_s: float = 60.0) -> None:
 def edgekit(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "edgekit", *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "edgekit", *arguments], capture_output=True, text=True, timeout=120
     )
 
 

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgekit import messages, tensors
+from edgekit import messages, signed_frame, tensors
 from edgekit.fleet import aggregate
 from edgekit.fleet.aggregate import Average
-from edgekit.fleet.open_round import OpenRound
+from edgekit.fleet.open_round import Keys, OpenRound
 from edgekit.messages import Refusal, RoundOpen, UpdateHeader
+from edgekit.signing import SigningKey
 from edgekit.tensors import Arrays
 
 BASE: Arrays = {
@@ -90,7 +91,7 @@ def test_an_ordinary_update_has_no_fault(seed: int) -> None:
     assert aggregate.fault(update(seed), BASE) is None
 
 
-def opened(*participants: str) -> OpenRound:
+def opened(*participants: str, keys: Keys | None = None) -> OpenRound:
     told = RoundOpen(
         round="s1-r1",
         site="demo",
@@ -103,7 +104,7 @@ def opened(*participants: str) -> OpenRound:
         learning_rate=0.1,
         closes_at=CLOSES_AT,
     )
-    return OpenRound(told, BASE)
+    return OpenRound(told, BASE, keys=keys)
 
 
 def frame(sender: str, **changes: object) -> bytes:
@@ -121,7 +122,7 @@ def frame(sender: str, **changes: object) -> bytes:
 
 def reason(round_: OpenRound, device: str, payload: bytes, *, now_ms: int = 0) -> str:
     answer = round_.take(device, payload, now_ms=now_ms)
-    return "again" if answer is None else answer.reason
+    return "nothing" if answer is None else answer.reason
 
 
 def test_a_round_is_complete_when_every_participant_has_answered() -> None:
@@ -143,9 +144,31 @@ def test_a_device_is_heard_once_and_only_if_it_was_asked_and_in_time() -> None:
 
     assert reason(current, "z", frame("z")) == "not_participant"
     assert reason(current, "a", frame("a")) == ""
-    assert reason(current, "a", frame("a")) == "again"
+    assert reason(current, "a", frame("a")) == "nothing"
     assert reason(current, "b", frame("b"), now_ms=CLOSES_AT + 1) == "late"
     assert current.accepted == 1
+
+
+def test_only_what_a_device_signed_is_its_answer() -> None:
+    own, stranger = SigningKey.generate(), SigningKey.generate()
+    known = {"a": [own.public], "b": [stranger.public]}
+    current = opened("a", "b", keys=lambda site, device: known[device] if site == "demo" else [])
+    good = signed_frame.sign(frame("a"), kind=signed_frame.UPDATE, key=own)
+
+    for bad in (
+        frame("a"),
+        signed_frame.sign(frame("a"), kind=signed_frame.UPDATE, key=stranger),
+        signed_frame.sign(frame("a"), kind="application/x", key=own),
+        good[:-1],
+        good[:40],
+        b"",
+    ):
+        assert reason(current, "a", bad) == "nothing"
+    assert reason(current, "a", good) == ""
+    assert current.announcement.answered == ("a",)
+    refusal = messages.encode(Refusal(round="s1-r1", device="b", reason="no_data"))
+    signed = signed_frame.sign(refusal, kind=signed_frame.UPDATE, key=stranger)
+    assert reason(current, "b", signed) == "no_data"
 
 
 @pytest.mark.parametrize(

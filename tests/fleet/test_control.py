@@ -489,6 +489,9 @@ def test_an_operator_asks_a_device_and_reads_what_it_did(fleet: Fleet, tmp_path:
     assert kinds == [("rollback", "failed"), ("diagnostics", "done")]
     shown = command_line(fleet, "commands", document["id"])
     assert "diagnostics: done" in shown.stdout
+    lines = command_line(fleet, "commands").stdout.splitlines()
+    assert any(document["id"] in line and "  done" in line for line in lines)
+    assert max(map(len, lines)) <= 100
     assert document["by"] in shown.stdout
 
 

@@ -46,7 +46,9 @@ class Side:
         """Want something new."""
         with self.store.write() as connection:
             device = inventory.find(connection, DEVICE)
-            return desired.assign(connection, device, model="tiny", wanted=WANTED)
+            return desired.assign(
+                connection, device, model="tiny", wanted=WANTED, now_ms=self.clock.now_ms()
+            )
 
     def flush(self, *, after_s: float) -> int:
         """How many messages went when that time has gone by."""
@@ -68,6 +70,24 @@ def test_what_was_not_taken_is_said_again_more_and_more_rarely(side: Side) -> No
 
     assert [side.flush(after_s=s) for s in (0, 9, 2, 18, 3, 38, 3)] == [1, 0, 1, 0, 1, 0, 1]
     assert {said.serial for said in side.said} == {serial}
+
+
+DAY_MS = 86_400_000
+
+
+@pytest.mark.parametrize(
+    ("reported", "follows"),
+    [(-5, False), (DAY_MS // 2, True), (2 * DAY_MS, False), ((1 << 53) - 1, False)],
+)
+def test_the_serial_is_by_the_clock_and_follows_a_device_for_a_day(
+    side: Side, reported: int, follows: bool
+) -> None:
+    now_ms = side.clock.now_ms()
+    taken = min(now_ms + reported, 1 << 53)
+    side.hear(Reported(boot=BOOT, at=1, serial=taken))
+
+    assert side.ask() == (taken + 1 if follows else now_ms)
+    assert side.ask() == (taken + 2 if follows else now_ms + 1)
 
 
 def test_what_was_taken_is_said_once(side: Side) -> None:

@@ -21,11 +21,12 @@ from edgekit.errors import EdgekitError, FleetError, LinkError, MessageError, Un
 from edgekit.fleet.folder import FleetFolder
 from edgekit.fleet.members import Members
 from edgekit.signing import SigningKey
+from edgekit_converters.demo.processes import free_port
 from edgekit_runtime.identity import Identity
 from edgekit_runtime.identity.enrol import enroll, opened
 from edgekit_runtime.identity.renewal import renew
 from tests.fleet.enrolling import DAY_S, Enrolling, enrolling
-from tests.fleet.identities import Peer, free_port
+from tests.fleet.identities import Peer
 from tests.fleet.processes import Process, edgekit, until
 
 

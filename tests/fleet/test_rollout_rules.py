@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgekit.errors import FleetError, UsageError
 from edgekit.fleet import rollout
-from edgekit.fleet.rollout import Done, Halt, Outcome, Plan, Step, Wait, Wave
+from edgekit.fleet.rollout import Done, Halt, Outcome, Plan, Step, Verdict, Wait, Wave
 from edgekit.messages import ModelState
 
 GOOD, BAD = "sha256:" + "a" * 64, "sha256:" + "b" * 64
@@ -58,6 +60,64 @@ def test_a_rollout_ends_and_never_moves_on_with_too_many_failures(
     if isinstance(step, Done):
         assert outcomes.count("moved") > 0
         assert failed <= max_failures
+
+
+@given(fleets, wave_lists, st.data())
+def test_no_wave_grows_and_none_is_skipped_when_devices_are_revoked(
+    answers: list[Outcome], waves: list[str], data: st.DataObject
+) -> None:
+    """Who is revoked before it answered leaves; each wave still rests on one that moved."""
+    given_plan = plan(len(answers), waves, max_failures=len(answers))
+    sizes = [end - first for first, end in pairwise((0, *given_plan.ends))]
+    outcomes: list[Outcome] = ["waiting"] * len(answers)
+    for _ in range(2 * len(answers) + 2):
+        step = rollout.next_step(given_plan, outcomes)
+        if not isinstance(step, Wave):
+            break
+        assert 0 < step.end - step.first <= sizes[step.number - 1]
+        assert step.number == 1 or "moved" in outcomes[: step.first]
+        assert step.number == rollout.wave_of(given_plan, step.first)
+        outcomes[step.first : step.end] = answers[step.first : step.end]
+        left = data.draw(st.lists(st.booleans(), min_size=len(outcomes), max_size=len(outcomes)))
+        outcomes = [
+            outcome
+            for outcome, leaves in zip(outcomes, left, strict=True)
+            if not (leaves and rollout.leaves(outcome))
+        ]
+    else:
+        raise AssertionError("the rollout asks for ever")
+    if isinstance(step, Done):
+        assert "moved" in outcomes
+    if not outcomes:
+        assert isinstance(step, Halt)
+
+
+def test_the_next_device_takes_the_place_of_a_canary_that_was_revoked() -> None:
+    given_plan = plan(4, ("1", "100%"))
+
+    assert rollout.next_step(given_plan, ["waiting"] * 3) == Wave(1, 0, 1)
+    assert rollout.next_step(given_plan, ["moved", "moved", "moved"]) == Done()
+    assert rollout.next_step(given_plan, []) == Halt("no device is left: every one was revoked")
+
+
+def test_what_a_device_answered_before_it_was_revoked_stands() -> None:
+    assert [outcome for outcome in ANSWERS if not rollout.leaves(outcome)] == ["moved", "failed"]
+    assert rollout.leaves("waiting")
+    assert rollout.leaves("moving")
+
+
+def test_no_device_waits_or_moves_in_a_rollout_that_was_ended() -> None:
+    for given_back in (True, False):
+        left = {
+            outcome: rollout.at_end(outcome, "why", given_back=given_back)
+            for outcome in get_args(Outcome)
+        }
+        assert left["waiting"].outcome == "unasked"
+        assert left["moving"].outcome == "stopped"
+        assert left["moved"].outcome == "moved"
+        assert ("given back" in left["moving"].reason) is given_back
+        assert left["failed"] == Verdict("failed", "why")
+        assert {verdict.outcome for verdict in left.values()}.isdisjoint({"waiting", "moving"})
 
 
 @given(fleets, wave_lists)

@@ -73,11 +73,14 @@ def test_a_failing_canary_halts_the_rollout_and_gets_back_what_it_had(
         halted = rollout(fleet, *create, "2.0.0")
 
         assert halted["state"] == "halted"
+        assert [item["outcome"] for item in halted["devices"]] == ["failed", "unasked"]
         assert "1 failed, 0 allowed" in halted["reason"]
         until(lambda: first.desired[-1].models["halts"].version == "1.0.0")
-        assert first.desired[-1].serial == 3
+        serials = [wish.serial for wish in first.desired]
+        assert serials == sorted(serials)
+        assert len(set(serials)) == 3
         assert second.desired[-1].models["halts"].version == "1.0.0"
-        assert second.desired[-1].serial == 1
+        assert len({wish.serial for wish in second.desired}) == 1
 
 
 def test_a_paused_rollout_asks_nobody_until_it_is_resumed(
@@ -94,9 +97,15 @@ def test_a_paused_rollout_asks_nobody_until_it_is_resumed(
 
         assert rollout(fleet, "pause", str(number))["state"] == "paused"
         assert rollout(fleet, "resume", str(number))["state"] == "running"
+        until(lambda: rollout(fleet, "show", str(number))["devices"][0]["outcome"] == "moving")
         aborted = rollout(fleet, "abort", str(number))
 
         assert aborted["state"] == "aborted"
+        assert [(item["outcome"], item["reason"]) for item in aborted["devices"]] == [
+            ("stopped", "given back what it had"),
+            ("unasked", ""),
+        ]
+        assert [wave["moving"] for wave in aborted["waves"]] == [0, 0]
         again = edgekit("rollout", "resume", str(number), "--coordinator", fleet.url)
         assert again.returncode == 8
         assert "is aborted and cannot become running" in again.stderr

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tuf.api.metadata import Metadata, Targets
 
-from edgekit import delta, released
+from edgekit import delta, released, storage
 from edgekit.cli import cli
 from edgekit.errors import FleetError, UntrustedError, UsageError
 from edgekit.fleet import repository
@@ -120,6 +120,44 @@ def test_the_command_says_which_key_a_release_is_signed_with(signed: SignedFleet
     assert isinstance(told.exception, UntrustedError)
     assert str(path) in told.exception.message
     assert f"--key {signed.fleet.release_key}" in str(told.exception.hint)
+
+
+def test_the_release_key_may_be_kept_elsewhere(
+    signed: SignedFleet, server: Server, tmp_path: Path
+) -> None:
+    bundle, folder = str(signed.bundle("1.0.0")), str(signed.fleet.path)
+    stick = signed.fleet.release.rename(tmp_path / "stick")
+    runner = CliRunner()
+
+    without = runner.invoke(cli, ["publish", bundle, "--fleet", folder])
+    found = runner.invoke(
+        cli, ["publish", bundle, "--fleet", folder, "--release-key", str(stick / "release.key")]
+    )
+
+    assert isinstance(without.exception, FleetError)
+    assert "--release-key" in str(without.exception.hint)
+    assert "tiny 1.0.0 for generic-x86_64 published" in found.output
+    assert find(signed, server).path == PATH
+    assert not signed.fleet.release.exists()
+
+
+def test_another_key_than_the_fleets_cannot_release_its_own_bundle(
+    signed: SignedFleet, server: Server, tmp_path: Path
+) -> None:
+    signed.publish("1.0.0")
+    key = SigningKey.generate()
+    storage.write(tmp_path / "other.key", key.pem(), mode=0o600)
+
+    with pytest.raises(FleetError, match="not the key that signs releases"):
+        publish.publish(
+            signed.fleet,
+            signed.bundle("2.0.0", key=key),
+            clock=signed.clock,
+            release_key=tmp_path / "other.key",
+        )
+
+    assert find(signed, server).path == PATH
+    assert not list(signed.fleet.targets.rglob("*2.0.0*"))
 
 
 def test_deltas_come_from_the_three_versions_before_and_rebuild_the_bundle(

@@ -5,6 +5,7 @@ What serves, what compares and what downloads is simulated behind the real inter
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 
 from edgekit.bundle import Bundle, describe
+from edgekit.clock import Clock
 from edgekit.errors import EngineError, GoldenMismatch
 from edgekit.messages import Desired, ModelState, Wanted
 from edgekit.signing import SigningKey
@@ -47,6 +49,8 @@ class Shelf:
         # Versions that somebody had opened anew, by their numbers.
         self.reopened: dict[str, Opened] = {}
         self.failures = 0
+        # Threads beside which others are opened.
+        self.passed: list[str] = []
         # Loaded, and neither visible nor given back.
         self.idle: list[Opened] = []
 
@@ -81,15 +85,20 @@ class Shelf:
     def discard(self, served: Opened) -> None:
         self.idle.remove(served)
 
+    def pass_over(self, thread: threading.Thread) -> None:
+        self.passed.append(thread.name)
+
 
 class Trial:
     """Judges a canary as the version's number says: 1.8 loses, the others win."""
 
-    def __init__(self, board: Board, old: Opened, new: Opened) -> None:
+    def __init__(self, board: Board, old: Opened, new: Opened, *, spent_s: float) -> None:
         assert old is not new
         self._board = board
         self._new = new
         self._looks = 0
+        self._past_s = spent_s
+        self._since_s = board.clock.monotonic()
 
     def verdict(self) -> Verdict | None:
         self._looks += 1
@@ -107,6 +116,16 @@ class Trial:
 
     def progress(self) -> float:
         return min(1.0, self._looks / 10)
+
+    @property
+    def spent_s(self) -> float:
+        return self._past_s + self._board.clock.monotonic() - self._since_s
+
+    def again(self, old: Opened) -> Trial:
+        self.close()
+        made = self._board.compare(old, self._new, self.spent_s)
+        made._looks = self._looks
+        return made
 
     def close(self) -> None:
         self._board.open_trials.remove(self)
@@ -142,6 +161,7 @@ class Board:
         *,
         limits: UpdateSection | None = None,
         canary_looks: int | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.state = folder / "state"
         self.key = key
@@ -149,7 +169,8 @@ class Board:
         self.files = files
         self.canary_looks = canary_looks or 0
         self.has_canary = canary_looks is not None
-        self.clock = ManualClock()
+        self.hand = ManualClock()
+        self.clock: Clock = clock or self.hand
         self.told: list[tuple[str, dict[str, object]]] = []
         self.reports: list[tuple[int, ModelState | None]] = []
         self.start()
@@ -185,8 +206,13 @@ class Board:
         )
         self.updater.restore()
 
-    def compare(self, old: Opened, new: Opened) -> Trial:
-        self.open_trials.append(Trial(self, old, new))
+    def stop(self) -> None:
+        """The daemon ends in good order."""
+        self.updater.close(timeout_s=1)
+        Slots(self.state).note_stop()
+
+    def compare(self, old: Opened, new: Opened, spent_s: float) -> Trial:
+        self.open_trials.append(Trial(self, old, new, spent_s=spent_s))
         return self.open_trials[-1]
 
     def report(self) -> None:
@@ -201,7 +227,7 @@ class Board:
     def work(self, *, turns: int = 3, pass_s: float = 31) -> None:
         for _ in range(turns):
             self.updater.turn()
-            self.clock.advance(pass_s)
+            self.hand.advance(pass_s)
 
     @property
     def record(self) -> Record:

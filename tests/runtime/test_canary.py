@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from edgekit.manifest import Pipeline
 from edgekit.steps import Boxes, Softmax, TopK
 from edgekit_runtime.canary.answers import Surface, compare, is_broken
 from edgekit_runtime.canary.settings import CanarySection
@@ -42,6 +43,22 @@ QUICK = CanarySection(min_s=0, spacing_s=0, cpu_share=1, latency_ratio_good=4, l
 
 PATIENCE_S = 120.0
 """For machines with much else to do; on others a verdict takes less than a second."""
+
+
+def rows(seed: int) -> bytes:
+    """Makes ten rows of six numbers, as a detector does, of a picture of 8 x 8."""
+    weights = np.random.default_rng(seed).normal(0, 1, (192, 60)).astype(np.float32)
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["product"]),
+        helper.make_node("Sigmoid", ["product"], ["scores"]),
+        helper.make_node("Reshape", ["scores", "shape"], ["y"]),
+    ]
+    held = [
+        numpy_helper.from_array(weights, "w"),
+        numpy_helper.from_array(np.array([-1, 10, 6], np.int64), "shape"),
+    ]
+    return bundles.onnx_model(nodes, held, (3, 8, 8), (10, 6), batchable=True)
 
 
 def with_noise(seed: int, *, size: float) -> bytes:
@@ -95,6 +112,16 @@ class Beside:
         while self.old.shadow is None:
             assert time.monotonic() < end, "the canary did not begin"
             time.sleep(0.005)
+
+    def show(self, draw: Callable[[], Any], trial: Trial) -> Verdict:
+        """Show the canary ever new inputs until there is a verdict, without the server."""
+        end = time.monotonic() + PATIENCE_S
+        while (verdict := trial.verdict()) is None:
+            assert time.monotonic() < end, "the canary did not end"
+            if self.old.shadow is not None:
+                self.old.shadow.offer({"x": draw().astype(np.float32)}, 1)
+            time.sleep(0.005)
+        return verdict
 
     def ask_until_judged(self, trial: Trial) -> Verdict:
         """Ask with ever new inputs until there is a verdict; each answer is the old version's."""
@@ -271,6 +298,32 @@ def test_a_version_that_takes_other_inputs_cannot_be_compared(tmp_path: Path) ->
     assert "other inputs" in verdict.detail
 
 
+def test_answers_of_another_kind_agree_in_nothing(tmp_path: Path) -> None:
+    boxes = Pipeline(post=(Boxes(family="rows"),))
+    with beside(tmp_path, rows(2), old_options={"model": rows(1), "pipeline": boxes}) as both:
+        trial = both.tried()
+        verdict = both.show(lambda: np.random.default_rng(3).random((1, 3, 8, 8)), trial)
+        trial.close()
+
+    assert (verdict.decision, verdict.reason) == ("roll_back", Reason.CANARY_AGREEMENT)
+    assert verdict.figures["agreement"] == 0
+
+
+def test_a_comparison_that_fails_speaks_against_the_new_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    monkeypatch.setattr("edgekit_runtime.canary.bench.compare", fail)
+    with beside(tmp_path) as both:
+        trial = both.tried()
+        verdict = both.ask_until_judged(trial)
+        trial.close()
+
+    assert (verdict.decision, verdict.reason) == ("roll_back", Reason.INTERNAL)
+
+
 def test_without_live_inputs_a_canary_does_not_wait_for_ever(tmp_path: Path) -> None:
     clock = ManualClock()
     with beside(tmp_path) as both:
@@ -322,6 +375,50 @@ def test_a_canary_that_is_closed_takes_no_more_inputs(tmp_path: Path) -> None:
         assert trial.verdict() is None
         with Wire(both.server) as wire:
             assert wire.ask(infer(bundles.samples(1))).status == 200
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_what_was_seen_stays_where_the_same_bundle_was_opened_anew(
+    tmp_path: Path, is_same: bool
+) -> None:
+    clock = ManualClock()
+    patient = msgspec.structs.replace(QUICK, min_samples=10_000, limit_s=RUN_LIMIT_S / 2)
+    with beside(tmp_path) as both:
+        trial = both.tried(patient, clock=clock)
+        ask_until(lambda: len(trial._samples) >= 4, both)
+        clock.advance(20)
+        # The next sessions are their own, as after a reload; what serves has another digest or not.
+        seed = 0 if is_same else 7
+        folder = tmp_path / "again"
+        folder.mkdir()
+        again = both.models.load(bundles.unpacked(folder, seed=seed), verified_by="a key")
+        both.models.activate(again, replace=True)
+        before, seen, both.old = both.old, len(trial._samples), again
+        assert (again.digest == before.digest) is is_same
+        second = trial.again(again)
+        assert before.shadow is None
+        assert second.spent_s == 20
+        assert second.progress() >= 20 / patient.limit_s
+        ask_until(lambda: len(second._samples) > (seen if is_same else 0), both)
+        clock.advance(patient.limit_s - 20 + 1)
+        verdict = second.verdict()
+        second.close()
+
+    assert verdict is not None
+    assert verdict.reason is Reason.CANARY_TIMEOUT
+    assert (verdict.figures["samples"] > seen) or not is_same
+    assert verdict.figures["seconds"] == patient.limit_s + 1 - (0 if is_same else 20)
+
+
+def ask_until(condition: Callable[[], bool], both: Beside) -> None:
+    """Ask with ever new inputs, until a canary has seen enough of them."""
+    both.wait_for_start()
+    rng = np.random.default_rng(2)
+    end = time.monotonic() + PATIENCE_S
+    with Wire(both.server) as wire:
+        while not condition():
+            assert time.monotonic() < end
+            wire.ask(infer(rng.normal(0, 1, (1, bundles.FEATURES)).astype(np.float32)))
 
 
 def test_a_new_worker_that_dies_is_why_the_version_is_rolled_back(tmp_path: Path) -> None:

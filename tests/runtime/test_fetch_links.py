@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from tests.runtime.file_server import (
     DATA,
     Behaviour,
     FileServer,
+    Handler,
     another_file,
     cut,
     cut_without_ranges,
@@ -66,6 +67,20 @@ def server() -> Iterator[FileServer]:
         yield made
 
 
+def halfway(act: Callable[[], None]) -> Behaviour:
+    """The whole file, and something that happens when a part of it is on its way."""
+
+    def answer(request: Handler, offset: int) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(DATA)))
+        request.end_headers()
+        request.wfile.write(DATA[:100_000])
+        act()
+        request.wfile.write(DATA[100_000:])
+
+    return answer
+
+
 @pytest.mark.parametrize("how", ["rst", "fin"])
 def test_a_link_that_breaks_ten_times_carries_each_byte_once(
     server: FileServer, tmp_path: Path, how: How
@@ -82,15 +97,21 @@ def test_a_link_that_breaks_ten_times_carries_each_byte_once(
 
 def test_a_link_that_stalls_and_comes_back_is_used_on(server: FileServer, tmp_path: Path) -> None:
     with LinkProxy(server.address, conditions=Conditions(bytes_s=2_000_000)) as proxy:
-        proxy.follow([(0.03, Conditions(stalled=True)), (0.2, GOOD)])
+        stall = [(0.0, Conditions(stalled=True)), (0.2, GOOD)]
+        server.behaviours = [halfway(lambda: proxy.follow(stall))]
         assert get(make(tmp_path, proxy.url())) == DATA
         assert proxy.counts().connections == 1
 
 
 def test_a_half_open_link_is_given_up_and_tried_anew(server: FileServer, tmp_path: Path) -> None:
     with LinkProxy(server.address, conditions=Conditions(bytes_s=1_000_000)) as proxy:
-        proxy.follow([(0.05, Conditions(half_open=True)), (0.1, GOOD)])
-        assert get(make(tmp_path, proxy.url(), idle_timeout_s=0.3)) == DATA
+        server.behaviours = [halfway(lambda: proxy.set(Conditions(half_open=True))), whole]
+
+        def wait(_: float) -> bool:
+            proxy.set(GOOD)
+            return False
+
+        assert get(make(tmp_path, proxy.url(), idle_timeout_s=1.0), wait=wait) == DATA
         counts = proxy.counts()
 
     assert counts.connections == 2

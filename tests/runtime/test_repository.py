@@ -264,13 +264,13 @@ def test_requests_are_answered_while_a_model_is_loaded(server: Server, board: Bo
 
     def slowly() -> Opened:
         opening.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return only.open()
 
     board.sources = [only._replace(open=slowly)]
     with Wire(server) as loading:
         loading.send(change("load"))
-        assert opening.wait(10)
+        assert opening.wait(60)
         assert output(ask(server, infer(SAMPLES))).shape == (1, bundles.CLASSES)
         go_on.set()
         assert loading.answer().status == 200

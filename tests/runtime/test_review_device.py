@@ -253,7 +253,7 @@ def downloading(board: Board, world: World, shares: list[float]) -> Any:
 
     def fetch(self: Fetcher, wanted: object, *, progress: Progress, **_: object) -> Path:
         for share in shares:
-            board.clock.advance(10)
+            board.hand.advance(10)
             progress(share)
         seen.append(board.record.update)
         raise StorageError("that is all")
@@ -333,6 +333,40 @@ def test_a_probe_that_hangs_is_known_to_be_overdue_until_it_ends(
 
     assert was_overdue
     assert not board.updater.is_overdue
+
+
+def test_a_daemon_that_ends_waits_for_no_probe_and_goes_on_with_it(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = Board(tmp_path, world.key, world.files)
+    real, began, may_end = Shelf.load, threading.Event(), threading.Event()
+
+    def load(self: Shelf, bundle: Bundle, **options: Any) -> Any:
+        began.set()
+        may_end.wait()
+        return real(self, bundle, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shelf, "load", load)
+        board.want(1, world.wants["1.0.0"])
+        board.updater.start()
+        assert began.wait(60)
+        (prober,) = [one for one in threading.enumerate() if one.name == "update-probing"]
+        board.updater.close(timeout_s=60)
+        has_ended, passed = not board.updater.is_alive, board.shelf.passed
+        may_end.set()
+        prober.join()
+    assert has_ended
+    assert passed == ["update-probing"]
+    assert not board.shelf.idle
+    board.stop()
+    board.start()
+    record = board.record
+
+    assert record.update is not None
+    assert (record.state, record.update.attempts) == (State.PROBING, 1)
+    board.work()
+    assert board.serves == "1.0.0"
 
 
 def test_a_version_that_makes_room_for_one_that_hangs_is_known_to_answer_nothing(

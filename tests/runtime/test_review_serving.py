@@ -16,7 +16,7 @@ from edgekit.drift import reference
 from edgekit.errors import ManifestError
 from edgekit.signing import SigningKey
 from edgekit_runtime.canary.settings import CanarySection
-from edgekit_runtime.canary.trial import Trial
+from edgekit_runtime.canary.trial import Past, Trial
 from edgekit_runtime.daemon import engine_failures
 from edgekit_runtime.engines import Session, Tensors
 from edgekit_runtime.live import Live
@@ -60,7 +60,7 @@ class Slow:
             self.asked.set()
             if self._error is not None:
                 raise self._error
-            assert self.go_on.wait(20)
+            assert self.go_on.wait(60)
         else:
             self._free -= 1
         return worker(session, sample, may_batch=may_batch, workers=workers)
@@ -108,7 +108,7 @@ def test_a_version_that_gave_way_is_not_taken_for_one_that_is_open(tmp_path: Pat
     live.show("tiny", live.load(old))
     with serving(models) as server, Wire(server) as wire:
         wire.send(infer(SAMPLES[:1]))
-        assert gate.gates[0].running.wait(10)
+        assert gate.gates[0].running.wait(60)
         gate.open_when_held(models.find("tiny"))
         live.show("tiny", live.load(new))
 
@@ -146,9 +146,9 @@ def test_a_version_that_was_opened_anew_is_the_one_that_is_compared_counted_and_
     compared: list[Served] = []
     counted: list[Served] = []
 
-    def compare(old: Served, new: Served) -> Trial:
+    def compare(old: Served, new: Served, spent_s: float) -> Trial:
         compared.extend((old, new))
-        return Trial(old, new, settings=CanarySection())
+        return Trial(old, new, settings=CanarySection(), past=Past(spent_s=spent_s))
 
     def count(served: Served) -> int:
         counted.append(served)
@@ -186,7 +186,7 @@ def test_a_version_that_gave_way_goes_on_where_the_new_one_is_discarded(tmp_path
     old = load(models, tmp_path)
     with serving(models) as server, Wire(server) as wire:
         wire.send(infer(SAMPLES[:1]))
-        assert gate.gates[0].running.wait(10)
+        assert gate.gates[0].running.wait(60)
         gate.open_when_held(old)
         new = models.load(bundles.unpacked(tmp_path, version="1.1.0"), verified_by="k")
         assert wire.answer().status == 200
@@ -205,7 +205,7 @@ def test_a_version_that_gave_way_is_opened_again_before_anybody_asks(tmp_path: P
     damaged = bundles.unpacked(tmp_path, version="1.1.0", extra={reference.ENTRY: b"none"})
     with serving(models) as server, Wire(server) as wire:
         wire.send(infer(SAMPLES[:1]))
-        assert gate.gates[0].running.wait(10)
+        assert gate.gates[0].running.wait(60)
         gate.open_when_held(old)
         with pytest.raises(ManifestError):
             models.load(damaged, verified_by="k")
@@ -234,7 +234,7 @@ def test_a_model_that_is_taken_away_while_it_comes_back_answers_what_waited(
     load(models, tmp_path, name="b")
     with serving(models) as server, Wire(server) as wire:
         wire.send(infer(SAMPLES[:1], model="a"))
-        assert slow.asked.wait(10)
+        assert slow.asked.wait(60)
         models.remove("a", "1.0.0")
         slow.go_on.set()
 
@@ -253,7 +253,7 @@ def test_requests_that_wait_for_a_version_to_come_back_are_answered_by_the_next_
     assert not old.is_ready, "it gave way to the new one"
     with serving(models) as server, Wire(server) as wire:
         wire.send(infer(SAMPLES[:1]))
-        assert slow.asked.wait(10)
+        assert slow.asked.wait(60)
         models.activate(new, replace=True)
         slow.go_on.set()
 
@@ -299,7 +299,7 @@ def test_want_of_memory_does_not_open_the_circuit(tmp_path: Path) -> None:
         load(models, tmp_path, name=name)
     with serving(models) as server, Wire(server) as busy, Wire(server) as wire:
         busy.send(infer(SAMPLES[:1], model="a"))
-        assert gate.gates[0].running.wait(10)
+        assert gate.gates[0].running.wait(60)
         refused = [wire.ask(infer(SAMPLES[:1], model="b")) for _ in range(4)]
         gate.open()
         assert busy.answer().status == 200
@@ -337,7 +337,7 @@ def test_requests_sent_ahead_on_many_connections_are_all_answered(
     with serving(models) as server, ExitStack() as stack, Wire(server) as first:
         assert first.ask(pinned).status == 200
         first.send(infer(SAMPLES[:1]))
-        assert gates.gates[0].running.wait(10)
+        assert gates.gates[0].running.wait(60)
         wires = [stack.enter_context(Wire(server)) for _ in range(100)]
         for wire in wires:
             wire.send(pinned * 3)

@@ -44,7 +44,7 @@ class Gate:
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self.running.set()
         self.runs += 1
-        assert self.open.wait(20)
+        assert self.open.wait(60)
         return self._run(inputs)
 
 
@@ -139,7 +139,7 @@ def test_a_full_queue_answers_at_once(tmp_path: Path, gates: Gates) -> None:
     with serving(models) as server:
         wires = [Wire(server) for _ in range(3)]
         wires[0].send(infer(SAMPLES[:1]))
-        assert gates.gates[0].running.wait(10)
+        assert gates.gates[0].running.wait(60)
         for wire in wires[1:]:
             wire.send(infer(SAMPLES[:1]))
         served = models.find("tiny")
@@ -178,7 +178,7 @@ def test_a_request_that_cannot_make_its_deadline_is_refused_at_once(
     with serving(models) as server:
         wires = [Wire(server) for _ in range(9)]
         wires[0].send(infer(SAMPLES[:1], parameters={"priority": 1}))
-        assert gates.gates[0].running.wait(10)
+        assert gates.gates[0].running.wait(60)
         for wire in wires[1:]:
             wire.send(infer(SAMPLES[:1], parameters={"priority": 1}))
         served = models.find("tiny")
@@ -204,7 +204,7 @@ def test_the_more_urgent_request_is_answered_first(tmp_path: Path, gates: Gates)
     models = gated(tmp_path, gates, queue_limit=20)
     with serving(models) as server, Wire(server) as first:
         first.send(infer(SAMPLES[:1]))
-        assert gates.gates[0].running.wait(10)
+        assert gates.gates[0].running.wait(60)
         served = models.find("tiny")
         wires = []
         # Of different row counts, so that the order of the runs shows in their sizes.
@@ -229,7 +229,7 @@ def test_a_request_whose_client_left_is_not_run(tmp_path: Path, gates: Gates) ->
     served = models.find("tiny")
     with serving(models) as server, Wire(server) as first, Wire(server) as after:
         first.send(infer(SAMPLES[:1]))
-        assert gates.gates[0].running.wait(10)
+        assert gates.gates[0].running.wait(60)
         with Wire(server) as gone:
             gone.send(infer(SAMPLES[:2]))
             until(lambda: served.queue_depth >= 1)

@@ -139,7 +139,8 @@ def test_an_older_or_known_wish_is_not_taken(tmp_path: Path) -> None:
 
     assert not desired.offer(wish(2))
     assert not desired.offer(wish(3))
-    assert desired.offer(wish(3, version="1.1.0"))
+    assert not desired.offer(wish(3, version="1.1.0"))
+    assert desired.offer(wish(4, version="1.1.0"))
 
 
 def test_a_damaged_wish_is_as_good_as_none(tmp_path: Path) -> None:

@@ -129,13 +129,9 @@ def test_a_bundle_signed_by_a_stranger_is_refused(
     assert board.updater.states()[MODEL].reason == "untrusted"
 
 
-def test_a_bundle_for_another_profile_is_refused(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundle_for_another_profile_is_refused(world: World, tmp_path: Path) -> None:
     other = msgspec.structs.replace(bundles.PROFILE, name="another-board")
-    monkeypatch.setattr(bundles, "PROFILE", other)
-    path = bundles.write(tmp_path, version="1.4.0", key=world.key)
-    monkeypatch.undo()
+    path = bundles.write(tmp_path, version="1.4.0", key=world.key, profile=other)
     board = Board(tmp_path, world.key, world.files)
     board.want(1, world.add(path))
     board.work()
@@ -216,7 +212,7 @@ def test_an_older_desired_state_is_ignored_also_after_a_restart(board: Board, wo
     assert board.serves == "1.1.0"
 
 
-def test_something_serves_also_from_a_disk_that_takes_nothing(
+def test_what_is_on_trial_is_not_begun_again_from_a_disk_that_cannot_count_it(
     board: Board, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path, data: bytes, **_: object) -> None:
@@ -230,11 +226,33 @@ def test_something_serves_also_from_a_disk_that_takes_nothing(
     monkeypatch.setattr(storage, "write", refuse)
     for _ in range(update.MAX_ATTEMPTS):
         board.start()
-        assert board.serves == "1.1.0"
+        state = board.updater.states()[MODEL]
+        assert (board.serves, state.state, state.reason) == ("1.0.0", "rolled_back", "disk_full")
+    assert ("rolled_back", {"model": MODEL, "reason": "disk_full"}) in board.told
     board.want(3, world.wants["1.2.0"])
     with pytest.raises(StorageError):
         board.work()
+    assert board.serves == "1.0.0"
+    monkeypatch.undo()
+    board.start()
     assert board.serves == "1.1.0"
+    board.work(turns=2)
+    assert board.updater.states()[MODEL].state == "confirmed"
+
+
+def test_an_only_version_on_trial_serves_also_from_a_disk_that_takes_nothing(
+    board: Board, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, data: bytes, **_: object) -> None:
+        raise StorageError(f"{path} cannot be written: No space left on device")
+
+    board.want(1, world.wants["1.0.0"])
+    board.work(turns=1, pass_s=1)
+    assert board.record.state is State.ACTIVE
+    monkeypatch.setattr(storage, "write", refuse)
+    board.start()
+
+    assert board.serves == "1.0.0"
 
 
 @pytest.mark.parametrize("writes", range(8))
@@ -387,7 +405,7 @@ def test_a_version_that_loses_its_canary_never_serves_and_leaves_its_slot(
     assert not careful.shelf.idle
 
 
-def test_a_canary_begins_anew_where_the_model_was_reloaded(careful: Board, world: World) -> None:
+def test_a_canary_goes_on_where_the_model_was_reloaded(careful: Board, world: World) -> None:
     careful.want(2, world.wants["1.1.0"])
     careful.work(turns=1)
     (first,) = careful.open_trials
@@ -428,6 +446,74 @@ def test_a_daemon_that_ends_during_a_canary_compares_anew_but_not_for_ever(
     if restarts == update.MAX_ATTEMPTS:
         assert careful.record.update is not None
         assert careful.record.update.reason is Reason.CANARY_CRASHED
+
+
+@pytest.mark.parametrize("began", [State.CANARY, State.ACTIVE])
+def test_a_daemon_that_ends_in_good_order_during_a_trial_says_nothing_against_it(
+    careful: Board, world: World, began: State
+) -> None:
+    careful.want(2, world.wants["1.1.0"])
+    turns = 1 if began is State.CANARY else 3
+    careful.work(turns=turns, pass_s=1)
+    for _ in range(2 * update.MAX_ATTEMPTS):
+        assert careful.record.state is began
+        careful.stop()
+        careful.start()
+        careful.work(turns=1 if began is State.CANARY else 0, pass_s=1)
+    careful.work(turns=5)
+
+    assert careful.serves == "1.1.0"
+    assert careful.record.state is State.CONFIRMED
+
+
+def test_a_kill_after_a_stop_in_good_order_counts(careful: Board, world: World) -> None:
+    careful.want(2, world.wants["1.1.0"])
+    careful.work(turns=3, pass_s=1)
+    careful.stop()
+    for _ in range(update.MAX_ATTEMPTS + 1):
+        assert careful.record.state is State.ACTIVE
+        careful.start()
+
+    assert careful.serves == "1.0.0"
+    assert careful.record.update is not None
+    assert careful.record.update.reason is Reason.CRASH_LOOP
+
+
+def test_a_word_of_a_stop_that_cannot_be_taken_away_is_not_believed(
+    careful: Board, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise OSError(errno.EIO, "the disk does not answer")
+
+    careful.want(2, world.wants["1.1.0"])
+    careful.work(turns=1)
+    careful.stop()
+    monkeypatch.setattr(storage, "sync_folder", refuse)
+
+    assert not Slots(careful.state).take_stop()
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed", "reloaded"])
+def test_what_a_canary_has_spent_of_its_time_counts_on(
+    careful: Board, world: World, how: str
+) -> None:
+    careful.canary_looks = 100
+    careful.want(2, world.wants["1.1.0"])
+    for _ in range(2):
+        # The progress of this board's trials grows by a tenth at each look.
+        careful.work(turns=4, pass_s=100)
+        if how == "stopped":
+            careful.stop()
+        if how == "reloaded":
+            old = careful.shelf.visible[MODEL]
+            careful.shelf.reopened["1.0.0"] = msgspec.structs.replace(old)
+        else:
+            careful.start()
+    careful.work(turns=1, pass_s=0)
+
+    (trial,) = careful.open_trials
+    # A kill costs what passed since the progress was last kept.
+    assert trial.spent_s == 800 if how != "killed" else trial.spent_s >= 400
 
 
 def test_an_update_that_is_cancelled_during_its_canary_leaves_nothing(
@@ -519,6 +605,14 @@ class Plugs(RuleBasedStateMachine):
         for after in range(restarts):
             with plug_pulled(after=after):
                 self.board.start()
+        self.board.start()
+
+    @rule(writes=st.integers(0, 4))
+    def stop(self, writes: int) -> None:
+        """The daemon ends in good order, or is killed while it does or when it starts again."""
+        with plug_pulled(after=writes):
+            self.board.stop()
+            self.board.start()
         self.board.start()
 
     @invariant()

@@ -19,8 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from edgekit_converters.demo.processes import free_port
+
 SSHD = Path("/usr/sbin/sshd")
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 
 
 class SshBoard:
@@ -31,7 +33,7 @@ class SshBoard:
         self.cache = folder / "cache"
         self.ssh_config = folder / "ssh_config"
         self._known_hosts = folder / "known_hosts"
-        self.port = _free_port()
+        self.port = free_port()
         self.host = f"{getpass.getuser()}@127.0.0.1"
         self.device = f"{self.host}:{self.port}"
         for key in ("host", "user", "other"):
@@ -119,12 +121,6 @@ def wait_for(condition: Callable[[], bool], *, timeout_s: float = TIMEOUT_S) -> 
     while not condition():
         assert time.monotonic() < until, f"{condition} never came true"
         time.sleep(0.02)
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def _processes() -> list[int]:

@@ -28,18 +28,14 @@ from edgekit import batches, messages, topics
 from edgekit.bundle import Bundle, describe
 from edgekit.link import Broker, MqttLink
 from edgekit.messages import Ack, Desired, Event, Reported, Status, Telemetry, Wanted
+from edgekit_converters.demo.processes import free_port
 
 SITE = "demo"
-PATIENCE_S = 30.0
+# A machine that is busy with other things may take its time; only a failure waits for the end.
+PATIENCE_S = 90.0
 # Where nothing is asked of a model a canary would wait for it.
 NO_CANARY = "[canary]\nenabled = false\n"
 _MEMORY = Path("/dev/shm")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], Any], what: str, *, timeout_s: float = PATIENCE_S) -> Any:

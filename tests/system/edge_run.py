@@ -21,7 +21,7 @@ from tests.system.daemons import wait_for
 # As /proc/net/tcp numbers them: established, and those whose client has closed.
 _OPEN = ("01", "08")
 # How long requests under way, workers and threads may take to end.
-END_S = 20.0
+END_S = 60.0
 
 
 class EdgeRun:

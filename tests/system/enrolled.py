@@ -25,8 +25,9 @@ from edgekit.fleet.repository import Published
 from edgekit.link import Broker, MqttLink
 from edgekit.messages import Desired, Wanted
 from edgekit.signing import SigningKey
+from edgekit_converters.demo.processes import free_port
 from tests import bundles
-from tests.system.daemons import NO_CANARY, EdgeDaemon, free_port, wait_for
+from tests.system.daemons import NO_CANARY, PATIENCE_S, EdgeDaemon, wait_for
 
 SITE, DEVICE = "demo", "board-1"
 NAME = f"{SITE}/{DEVICE}"
@@ -68,7 +69,7 @@ class Process:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)
-        self.process.wait(30)
+        self.process.wait(PATIENCE_S)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
@@ -175,18 +176,30 @@ class Fleet:
 
     def say(self, topic: str, payload: bytes) -> None:
         """Publish, retained, with the coordinator's rights."""
+        with self.link() as link:
+            assert link.publish(topic, payload, retain=True)
+
+    @contextmanager
+    def link(
+        self, heard: list[tuple[str, bytes]] | None = None, *filters: str
+    ) -> Iterator[MqttLink]:
+        """A link with the coordinator's rights; what comes by `filters` is put into `heard`."""
         link = MqttLink(
             Broker("127.0.0.1", self.port, tls=True),
-            client_id="another-coordinator",
-            filters=[],
-            on_message=lambda *_: None,
+            client_id=f"another-coordinator-{len(filters)}",
+            filters=filters,
+            on_message=lambda topic, payload: (
+                None if heard is None else heard.append((topic, payload))
+            ),
             on_connect=lambda: None,
             tls=self.folder.client_tls,
         )
         link.start()
         wait_for(lambda: link.connected, "the link")
-        assert link.publish(topic, payload, retain=True)
-        link.close()
+        try:
+            yield link
+        finally:
+            link.close()
 
     def shown(self, name: str = DEVICE) -> dict[str, Any] | None:
         """What the coordinator knows of a device."""
@@ -202,7 +215,7 @@ class Fleet:
         return [e for e in self.get("/api/events")["events"] if e["kind"] == kind]
 
     def get(self, path: str) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.http, timeout=PATIENCE_S)
         try:
             connection.request("GET", path)
             return json.loads(connection.getresponse().read())

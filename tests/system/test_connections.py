@@ -20,13 +20,14 @@ import grpc
 import pytest
 import tritonclient.grpc as triton
 
+from edgekit_converters.demo.processes import free_port
 from edgekit_runtime.serving.application import Limits
 from edgekit_runtime.serving.listen import GRPC_CONNECTIONS, RESERVED_DESCRIPTORS
 from tests import bundles
 from tests.runtime.authority import Authority
-from tests.system.daemons import free_port, wait_for
+from tests.system.daemons import wait_for
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("connections")]
+pytestmark = pytest.mark.system
 
 HOST = "127.0.0.1"
 ASK = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"

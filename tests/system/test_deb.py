@@ -1,7 +1,9 @@
 """The Debian package in a clean Debian: it installs, serves a bundle, and purging leaves nothing.
 
 `make deb-test` builds the package, makes the clean root with debootstrap and runs this. No systemd
-runs in the root; the unit is checked by `systemd-analyze` from outside.
+runs in the root; the unit is checked by `systemd-analyze` from outside. A package for another
+machine (`make deb-test DEB_ARCH=arm64`) is emulated by qemu: what it installs and answers is shown
+by that, and nothing of a board's speed, its kernel or its devices.
 """
 
 from __future__ import annotations
@@ -12,23 +14,34 @@ import os
 import shutil
 import signal
 import subprocess
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from edgekit.bundle import Bundle
+from edgekit import profile
+from edgekit.bundle import GOLDEN_INPUTS, Bundle
 from edgekit.signing import SigningKey, new_pair
+from edgekit_converters.demo.processes import free_port
+from edgekit_converters.toolchains import emulation
 from edgekit_runtime.slots import Slots
 from edgekit_runtime.update import Installed, Record
 from tests import bundles
-from tests.system.daemons import free_port
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 PATIENCE_S = 60
-FEATURES = 16
 PACKAGE = os.environ.get("EDGEKIT_DEB", "")
 BASE = os.environ.get("EDGEKIT_DEB_ROOT", "")
+WHEELHOUSE = os.environ.get("EDGEKIT_WHEELHOUSE", "")
+MACHINE = {"amd64": "x86_64", "arm64": "aarch64"}[Path(PACKAGE).stem.rpartition("_")[2] or "amd64"]
+EMULATED = emulation.is_needed_for(MACHINE)
+SETTINGS = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"} | (
+    {"QEMU_CPU": emulation.CPU} if EMULATED else {}
+)
 # The package's files, and what a Debian has of every package.
 OURS = ("opt/edgekit", "etc/edgekit", "var/lib/edgekit", "usr/bin/edgekit", "usr/bin/edgekitd")
 UNIT = "lib/systemd/system/edgekitd.service"
@@ -36,13 +49,10 @@ UNIT = "lib/systemd/system/edgekitd.service"
 
 def run(root: Path, *command: str) -> str:
     done = subprocess.run(
-        ["chroot", root, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive"},
+        ["chroot", root, *command], capture_output=True, text=True, check=False, env=SETTINGS
     )
-    assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    told = f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert done.returncode == 0, f"{command}{' (emulated)' if EMULATED else ''}: {told}"
     return done.stdout
 
 
@@ -69,6 +79,8 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for settings in Path("/etc/apt/apt.conf.d").glob("99*"):
         shutil.copy(settings, root / "etc/apt/apt.conf.d" / settings.name)
     shutil.copy(PACKAGE, root / Path(PACKAGE).name)
+    if EMULATED:
+        emulation.describe_cpu(root)
     return root
 
 
@@ -118,50 +130,21 @@ def test_the_doctor_finds_nothing_wrong_there(installed: Path) -> None:
 
 
 def test_the_daemon_serves_a_bundle_as_its_own_user(installed: Path, tmp_path: Path) -> None:
-    state = installed / "var/lib/edgekit"
-    port = free_port()
-    private, public = new_pair(tmp_path / "keys")
-    shutil.copy(public, installed / "etc/edgekit/release.pub")
-    run(
-        installed,
-        *("edgekit", "device", "install", "--site", "test", "--id", "b"),
-        *("--profile", "generic-x86_64", "--trust", "/etc/edgekit/release.pub"),
-    )
-    config = installed / "etc/edgekit/device.toml"
-    config.write_text(
-        config.read_text().replace("[serve]", f'[serve]\nlisten = "127.0.0.1:{port}"')
-    )
-    slots = Slots(state)
-    with Bundle.open(bundles.write(tmp_path, key=SigningKey.read(private))) as bundle:
-        slots.install("tiny", "a", bundle)
-        held = Installed(version="1.0.0", digest=bundle.digest)
-    slots.write("tiny", Record(slots={"a": held}, active="a", previous=None))
-    # What systemd does for the service.
-    run(installed, "chown", "-R", "edgekit:edgekit", "/var/lib/edgekit")
-    run(installed, "install", "-d", "-o", "edgekit", "-g", "edgekit", "/run/edgekit")
-    daemon = subprocess.Popen(
-        ["chroot", "--userspec=edgekit:edgekit", installed, "/usr/bin/edgekitd"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert daemon.stderr is not None
-    with daemon.stderr as logs:
-        for line in logs:
-            if "server listens" in line:
-                break
-
-        status = _infer(port)
-
-        daemon.send_signal(signal.SIGTERM)
-        logs.read()
-    assert daemon.wait(PATIENCE_S) == 0
-    assert status == 200
+    _serve(installed, tmp_path, programs=Path("/usr/bin"), user="edgekit:edgekit")
 
 
-def test_purging_leaves_nothing(installed: Path) -> None:
+def test_removing_keeps_the_state_and_the_settings(installed: Path) -> None:
     before = everything(installed)
     assert {*OURS, UNIT} <= {name.removeprefix("usr/") for name in before} | before
 
+    run(installed, "apt-get", "remove", "-qq", "edgekit")
+
+    left = {name for name in OURS if (installed / name).exists()}
+    assert left == {"etc/edgekit", "var/lib/edgekit"}
+    assert (installed / "etc/edgekit/device.toml").exists()
+
+
+def test_purging_leaves_nothing(installed: Path) -> None:
     run(installed, "apt-get", "purge", "-qq", "edgekit")
 
     assert everything(installed) == set()
@@ -169,15 +152,84 @@ def test_purging_leaves_nothing(installed: Path) -> None:
     assert "edgekit" not in passwd
 
 
-def _infer(port: int) -> int:
-    body = {
-        "inputs": [
-            {"name": "x", "datatype": "FP32", "shape": [1, FEATURES], "data": [0.0] * FEATURES}
-        ]
-    }
+def test_a_wheelhouse_installs_there_without_a_network_and_serves(
+    installed: Path, tmp_path: Path
+) -> None:
+    if not WHEELHOUSE:
+        pytest.skip(
+            "the wheelhouse of this machine is tried by tests/runtime/test_install_wheels.py"
+        )
+    shutil.copytree(WHEELHOUSE, installed / "wheelhouse")
+
+    done = subprocess.run(
+        ["unshare", "--net", "chroot", installed, "sh", "/wheelhouse/install.sh", "/opt/board"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=SETTINGS,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    _serve(installed, tmp_path, programs=Path("/opt/board/bin"), user="nobody:nogroup")
+
+
+def _serve(root: Path, folder: Path, *, programs: Path, user: str) -> None:
+    """Let the root's `edgekitd` serve a bundle, ask it, and compare with the golden answer."""
+    port = free_port()
+    private, public = new_pair(folder / "keys")
+    board = profile.find(f"generic-{MACHINE}")
+    (root / "etc/edgekit").mkdir(exist_ok=True)
+    shutil.copy(public, root / "etc/edgekit/release.pub")
+    run(
+        root,
+        *(f"{programs}/edgekit", "device", "install", "--site", "test", "--id", "b"),
+        *("--profile", board.name, "--trust", "/etc/edgekit/release.pub"),
+    )
+    config = root / "etc/edgekit/device.toml"
+    config.write_text(
+        config.read_text().replace("[serve]", f'[serve]\nlisten = "127.0.0.1:{port}"')
+    )
+    slots = Slots(root / "var/lib/edgekit")
+    written = bundles.write(
+        folder, key=SigningKey.read(private), model=bundles.convnet(size=32), profile=board
+    )
+    with Bundle.open(written) as bundle:
+        slots.install("tiny", "a", bundle)
+        held = Installed(version="1.0.0", digest=bundle.digest)
+        inputs = bundle.tensors(GOLDEN_INPUTS)["x"]
+        (variant,) = bundle.manifest.variants
+        golden = bundle.tensors(variant.golden.outputs)["y"]
+    slots.write("tiny", Record(slots={"a": held}, active="a", previous=None))
+    # What systemd does for the service.
+    run(root, "chown", "-R", user, "/var/lib/edgekit")
+    owner, _, group = user.partition(":")
+    run(root, "install", "-d", "-o", owner, "-g", group, "/run/edgekit")
+    with subprocess.Popen(
+        ["chroot", f"--userspec={user}", root, programs / "edgekitd"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=SETTINGS,
+    ) as daemon:
+        assert daemon.stderr is not None
+        try:
+            logs = list(takewhile(lambda line: "server listens" not in line, daemon.stderr))
+            assert daemon.poll() is None, "".join(logs)
+            answer = _infer(port, inputs)
+        finally:
+            daemon.send_signal(signal.SIGTERM)
+            daemon.stderr.read()
+    assert daemon.returncode == 0
+    np.testing.assert_allclose(answer, golden, atol=variant.golden.atol, rtol=variant.golden.rtol)
+
+
+def _infer(port: int, inputs: NDArray[np.float32]) -> NDArray[Any]:
+    """What the model answers to `inputs` [n, ...] over HTTP."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": inputs.shape, "data": inputs.tolist()}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
-    connection.request("POST", "/v2/models/tiny/infer", json.dumps(body))
+    connection.request("POST", "/v2/models/tiny/infer", json.dumps({"inputs": [tensor]}))
     with connection.getresponse() as response:
-        response.read()
+        body = json.loads(response.read())
     connection.close()
-    return response.status
+    assert response.status == 200, body
+    (output,) = body["outputs"]
+    return np.asarray(output["data"], np.float32).reshape(output["shape"])

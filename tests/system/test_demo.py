@@ -15,7 +15,7 @@ import pytest
 
 from tests.system.daemons import wait_for
 
-pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from edgekit import envelope, messages, topics
-from edgekit.messages import Desired, RoundOpen, Wanted
+from edgekit import envelope, messages, signed_frame, topics
+from edgekit.clock import SystemClock
+from edgekit.fleet.members import Members
+from edgekit.messages import Desired, Refusal, RoundOpen, Wanted
 from edgekit.signing import SigningKey
 from tests.system.daemons import EdgeDaemon, wait_for
 from tests.system.enrolled import DEVICE, NAME, SITE, Fleet, fleet
@@ -81,16 +83,23 @@ def test_only_the_fleet_can_ask_a_device_to_train(running: Fleet, device: EdgeDa
     assert "round taken up" not in device.log
 
     signed = envelope.sign(plain, kind=envelope.ROUND, key=control)
-    running.say(topics.round_open(SITE, "r1"), signed)
+    heard: list[tuple[str, bytes]] = []
+    with running.link(heard, topics.every_update(SITE)):
+        running.say(topics.round_open(SITE, "r1"), signed)
+        wait_for(lambda: heard, "an answer")
 
-    wait_for(lambda: "round answered" in device.log, "an answer")
+    keys = Members(running.folder.members).keys(SITE, DEVICE, now_ms=SystemClock().now_ms())
+    answer = signed_frame.open_(
+        heard[0][1], kind=signed_frame.UPDATE, trusted=keys, what=heard[0][0]
+    )
+    assert messages.decode(answer, Refusal, topic=heard[0][0]).reason == "wrong_base"
 
 
 def test_a_wish_that_the_fleet_did_not_sign_is_dropped(running: Fleet, device: EdgeDaemon) -> None:
     """Whoever holds the broker, even with the coordinator's certificate, cannot wish."""
     before = device.versions("tiny")
     wish = Desired(
-        serial=1000,
+        serial=1 << 52,
         device=NAME,
         models={
             "tiny": Wanted(
@@ -105,7 +114,7 @@ def test_a_wish_that_the_fleet_did_not_sign_is_dropped(running: Fleet, device: E
     plain = messages.encode(wish)
     stranger = envelope.sign(plain, kind=envelope.DESIRED, key=SigningKey.generate())
     control = SigningKey.read(running.folder.control_key)
-    other = messages.encode(Desired(serial=1000, device=f"{SITE}/another", models=wish.models))
+    other = messages.encode(Desired(serial=1 << 52, device=f"{SITE}/another", models=wish.models))
     for_another = envelope.sign(other, kind=envelope.DESIRED, key=control)
     as_command = envelope.sign(plain, kind=envelope.COMMAND, key=control)
 

@@ -14,9 +14,10 @@ import pytest
 from edgekit import batches, messages, topics
 from edgekit.messages import Ack, Desired, Event, Message, Reported, Status, Telemetry
 from edgekit.signing import SigningKey, new_pair
+from edgekit_converters.demo.processes import free_port
 from tests import bundles
 from tests.fleet.processes import Process, edgekit
-from tests.system.daemons import SITE, EdgeDaemon, free_port, wait_for
+from tests.system.daemons import SITE, EdgeDaemon, wait_for
 
 DEVICE = "board-1"
 PAYLOADS: dict[str, type[Message]] = {

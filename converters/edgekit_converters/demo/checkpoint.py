@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+import warnings
 from collections import OrderedDict
 from io import BytesIO
 from math import prod
@@ -163,12 +164,17 @@ def _check_opcodes(stream: BytesIO) -> None:
     """
     start = stream.tell()
     try:
-        for done, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if opcode.name not in _OPCODES:
-                raise ModelError(f"its pickle uses {opcode.name}, which no state dict needs")
-            if opcode.name in _STORES and int(argument or 0) > done:
-                raise ModelError(f"its pickle stores to memo {argument} after {done} operations")
-    except ValueError as e:
+        with warnings.catch_warnings():
+            # Python warns of a name with a backslash, which no class of a state dict has.
+            warnings.simplefilter("error", DeprecationWarning)
+            for done, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+                if opcode.name not in _OPCODES:
+                    raise ModelError(f"its pickle uses {opcode.name}, which no state dict needs")
+                if opcode.name in _STORES and int(argument or 0) > done:
+                    raise ModelError(
+                        f"its pickle stores to memo {argument} after {done} operations"
+                    )
+    except (ValueError, DeprecationWarning) as e:
         raise ModelError(f"not a legacy torch checkpoint, or cut short at byte {start}: {e}") from e
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -25,6 +26,8 @@ from edgekit.errors import EdgekitError
 GRACE_S = 10.0
 _POLL_S = 0.1
 _TAIL_LINES = 8
+# Below what Linux, macOS and Windows give outgoing connections unless they are told otherwise.
+_PORTS = range(20_000, 32_000)
 
 
 class DemoError(EdgekitError):
@@ -134,11 +137,15 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback interface that nobody listens on now.
+
+    It is none of those that Linux gives outgoing connections (`net.ipv4.ip_local_port_range`): one
+    of them may be in use again by the time that a program listens.
+    """
+    while True:
+        port = secrets.choice(_PORTS)
+        if is_free(port):
+            return port
 
 
 def get(url: str) -> Any:

@@ -41,7 +41,7 @@ _PACKAGES = (
 )
 # qemu's own choice, `max`, has every extension there is: its vectors of variable length are slower
 # by ten times, and no board that profiles name has them. This one is of Raspberry Pi 5 and RK3588.
-_CPU = "cortex-a76"
+CPU = "cortex-a76"
 # What that CPU says of itself. Engines crash without: they choose kernels by it.
 _CPUINFO = """\
 processor\t: 0
@@ -132,7 +132,7 @@ def make(chain: ToolChain, folder: Path, *, run: Run) -> None:
     for archive in sorted(archives.glob("*.deb")):
         run(["dpkg-deb", "--extract", str(archive.absolute()), str(root.absolute())])
     shutil.rmtree(scratch)
-    _describe_cpu(root)
+    describe_cpu(root)
     _write_script(chain, folder)
 
 
@@ -141,17 +141,17 @@ def packages_of(chain: ToolChain, folder: Path) -> Path:
     return folder / f"root/usr/local/lib/python{chain.python}/dist-packages"
 
 
-def is_needed_for(architecture: str) -> bool:
-    """Whether programs of an architecture have to be emulated here, and can be."""
-    return architecture in _DEBIAN and architecture != platform.machine()
-
-
-def _describe_cpu(root: Path) -> None:
-    """Put the files into the root that engines read and this machine's would mislead."""
+def describe_cpu(root: Path) -> None:
+    """Put the files into a root that engines read of the CPU; this machine's would mislead them."""
     files = {"proc/cpuinfo": _CPUINFO}
     files |= {f"sys/devices/system/cpu/{name}": "0\n" for name in _CPU_LISTS}
     for name, text in files.items():
         storage.write(root / name, text.encode())
+
+
+def is_needed_for(architecture: str) -> bool:
+    """Whether programs of an architecture have to be emulated here, and can be."""
+    return architecture in _DEBIAN and architecture != platform.machine()
 
 
 def _write_script(chain: ToolChain, folder: Path) -> None:
@@ -162,7 +162,7 @@ def _write_script(chain: ToolChain, folder: Path) -> None:
         static=static,
         dynamic=dynamic,
         package=_QEMU_PACKAGE,
-        cpu=_CPU,
+        cpu=CPU,
         python=chain.python,
     )
     script = folder / "bin" / "python"

@@ -92,6 +92,12 @@ class Editor:
         """Every role in the snapshot: targets and all that it delegates to."""
         return [name.removesuffix(".json") for name in self.snapshot.signed.meta]
 
+    def delegated(self, role: str) -> list[str]:
+        """Ids of the keys that sign for a role which targets delegate to."""
+        delegations = self.read(roles.TARGETS).signed.delegations
+        found = (delegations.roles or {}) if delegations else {}
+        return list(found[role].keyids) if role in found else []
+
     def change(self, role: str, *signers: Signer) -> None:
         """Sign what was made of a role's metadata as its next version."""
         metadata = self.read(role)

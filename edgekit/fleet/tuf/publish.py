@@ -20,6 +20,7 @@ from edgekit.errors import FleetError
 from edgekit.fleet.folder import FleetFolder
 from edgekit.fleet.tuf import roles, signers
 from edgekit.fleet.tuf.editor import Editor, locked
+from edgekit.fleet.tuf.sweep import sweep
 from edgekit.manifest import Version
 from edgekit.released import Custom, DeltaEntry
 from edgekit.signing import PublicKey, SigningKey
@@ -63,28 +64,42 @@ class Added(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def publish(
-    folder: FleetFolder, path: Path, *, clock: Clock, candidate: bool = False, deltas: bool = True
+    folder: FleetFolder,
+    path: Path,
+    *,
+    clock: Clock,
+    candidate: bool = False,
+    deltas: bool = True,
+    release_key: Path | None = None,
 ) -> Added:
     """Put a bundle into the repository and sign for it.
 
     Args:
-        folder: of the fleet, with the key that signs and the online key in their places.
+        folder: of the fleet, with the online key in its place.
         path: `.edge` file; it stays where it is.
         clock: gives the expiries.
         candidate: sign as the coordinator, below `candidates/`, and not as a release.
         deltas: make deltas from the versions before.
+        release_key: file of the key that signs releases, where it is not in the folder.
 
     Raises:
         BundleError: it breaks a rule of the format.
         UntrustedError: another key than the role's signed it.
-        FleetError: a key is missing, or the version was published with another content.
+        FleetError: a key is missing or is not the role's, or the version was published with
+            another content.
     """
-    key_file = folder.control_key if candidate else folder.release_key
-    role_key = signers.read(key_file, role=roles.CANDIDATES if candidate else roles.RELEASES)
+    role = roles.CANDIDATES if candidate else roles.RELEASES
+    key_file = folder.control_key if candidate else release_key or folder.release_key
+    role_key = signers.read(key_file, role=role)
     online = signers.read(folder.online_key, role=roles.TIMESTAMP)
     entry = _checked(path, SigningKey.read(key_file).public, candidate=candidate)
     with locked(folder):
         editor = Editor(folder, clock=clock)
+        if role_key.public_key.keyid not in editor.delegated(role):
+            raise FleetError(
+                f"{key_file} is not the key that signs {role} of this fleet",
+                hint="edgekit fleet refresh DIR ends an exchange of keys that was cut off",
+            )
         known = {item.path: item for item in entries(editor)}
         same = known.get(entry.path)
         if same is not None and same.custom.digest == entry.custom.digest:
@@ -104,6 +119,7 @@ def publish(
             )
         _add(editor, entry, role_key)
         editor.commit([online])
+        sweep(folder, editor)
     return Added(entry=entry, new=True)
 
 

@@ -18,6 +18,7 @@ from edgekit.clock import Clock
 from edgekit.fleet.folder import FleetFolder
 from edgekit.fleet.tuf import roles, rotate, signers
 from edgekit.fleet.tuf.editor import Editor, locked
+from edgekit.fleet.tuf.sweep import sweep
 
 
 class Refreshed(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,15 +28,17 @@ class Refreshed(msgspec.Struct, frozen=True, kw_only=True):
         signed: roles that were; each bin under its own name.
         waiting: roles that are due and whose key is not here, with the time they expire.
         expires: of the timestamp: when devices stop believing what they are shown.
+        removed: files of old metadata that no device can ask for any more.
     """
 
     signed: tuple[str, ...]
     waiting: dict[str, datetime]
     expires: datetime
+    removed: int = 0
 
 
 def refresh(folder: FleetFolder, *, clock: Clock, every: bool = False) -> Refreshed:
-    """Sign again what is due.
+    """Sign again what is due, and remove old metadata.
 
     Args:
         folder: of the fleet; the online key must be in its place.
@@ -63,7 +66,10 @@ def refresh(folder: FleetFolder, *, clock: Clock, every: bool = False) -> Refres
             editor.commit([online], renew=renew)
             signed += [roles.SNAPSHOT, roles.TIMESTAMP] if signed or renew else [roles.TIMESTAMP]
         return Refreshed(
-            signed=tuple(signed), waiting=waiting, expires=editor.timestamp.signed.expires
+            signed=tuple(signed),
+            waiting=waiting,
+            expires=editor.timestamp.signed.expires,
+            removed=sweep(folder, editor),
         )
 
 

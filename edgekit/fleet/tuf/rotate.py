@@ -101,9 +101,7 @@ def _settle(folder: FleetFolder, editor: Editor) -> None:
 def _counting(editor: Editor, name: str) -> list[str]:
     """Ids of the keys that count for a name now."""
     if name == RELEASE:
-        delegations = editor.read(roles.TARGETS).signed.delegations
-        delegated = (delegations.roles or {}) if delegations else {}
-        return list(delegated[roles.RELEASES].keyids) if roles.RELEASES in delegated else []
+        return editor.delegated(roles.RELEASES)
     role = {ONLINE: roles.TIMESTAMP, roles.TARGETS: roles.TARGETS}.get(name, roles.ROOT)
     return list(editor.root.signed.roles[role].keyids)
 

@@ -25,7 +25,7 @@ const KINDS = {
   online: "good", done: "good", confirmed: "good", moved: "good", closed: "good",
   running: "active", training: "active", building: "active", moving: "active", open: "active",
   fetching: "active", verifying: "active", staged: "active", probing: "active", canary: "active", active: "active",
-  paused: "warn", late: "warn", refused: "warn", warning: "warn", rolled_back: "warn",
+  paused: "warn", late: "warn", refused: "warn", warning: "warn", rolled_back: "warn", stopped: "warn",
   halted: "bad", failed: "bad", error: "bad", aborted: "warn",
 };
 const state = (word, kind = KINDS[word] ?? "plain") =>
@@ -154,7 +154,7 @@ function rollouts(found) {
       "edgekit rollout create --model NAME --version VERSION");
   }
   return make("div", {}, ...found.rollouts.map((one) => {
-    const told = one.devices.filter((device) => ["failed", "late", "skipped"].includes(device.outcome));
+    const told = one.devices.filter((device) => ["failed", "late", "skipped", "revoked", "stopped"].includes(device.outcome));
     return make("div", { class: "item" },
       make("div", { class: "title" },
         make("h3", {}, `${one.id} · ${one.model} ${one.version}`), state(one.state)),

@@ -63,7 +63,11 @@ def compare(
         tolerance: where there are neither classes nor boxes, what root mean square of the
             difference is near, as a share of the old output's.
     """
-    if any(isinstance(step, Boxes) for step in (*old.post, *new.post)):
+    has_boxes = [any(isinstance(step, Boxes) for step in one.post) for one in (old, new)]
+    if has_boxes[0] != has_boxes[1]:
+        # Answers of another kind agree in nothing.
+        return Compared(0.0, NOTHING, 0.0)
+    if has_boxes[0]:
         return _of_boxes(_detections(old, before, inputs), _detections(new, after, inputs))
     ours, theirs = _ranked(old, before), _ranked(new, after)
     if ours is not None and theirs is not None:

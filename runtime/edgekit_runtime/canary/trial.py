@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -43,6 +44,20 @@ MOST_SAMPLES = 20_000
 LOOK_SHARE = 20
 
 
+class Past(NamedTuple):
+    """What a comparison was before one of its versions, or the daemon, was begun anew.
+
+    Attributes:
+        spent_s: seconds of its time limit that are over.
+        watched_s: seconds in which the samples were taken.
+        samples: what it saw; `None` where that is lost, or of other files.
+    """
+
+    spent_s: float = 0.0
+    watched_s: float = 0.0
+    samples: Samples | None = None
+
+
 class Trial:
     """A comparison that is under way.
 
@@ -52,6 +67,7 @@ class Trial:
         settings: how sure to be, and what it may take.
         clock: for time limits.
         rng: chooses samples, and which version runs first.
+        past: what this comparison goes on from.
     """
 
     def __init__(
@@ -62,7 +78,9 @@ class Trial:
         settings: CanarySection,
         clock: Clock | None = None,
         rng: np.random.Generator | None = None,
+        past: Past = Past(),  # noqa: B008 - frozen
     ) -> None:
+        self._past = past
         self._old = old
         self._new = new
         self._settings = settings
@@ -74,10 +92,10 @@ class Trial:
             clock=self._clock.monotonic,
             rng=self._rng,
         )
-        self._samples = Samples()
+        self._samples = past.samples or Samples()
         self._finding = Finding(decision="undecided")
         self._skipped = 0
-        self._since_s = self._clock.monotonic()
+        self._begun_s = self._since_s = self._clock.monotonic()
         self._running_since_s: float | None = None
         self._bench: Bench | None = None
         self._verdict: Verdict | None = None
@@ -100,8 +118,37 @@ class Trial:
         """How far it is, 0 to 1: by the evidence, or by the time that is left."""
         if self._verdict is not None:
             return 1.0
-        passed = (self._clock.monotonic() - self._since_s) / self._settings.limit_s
+        passed = self.spent_s / self._settings.limit_s
         return min(1.0, max(self._finding.progress, passed, 0.0))
+
+    @property
+    def spent_s(self) -> float:
+        """How much of the time limit is over, in seconds, that of `past` included."""
+        return self._past.spent_s + self._clock.monotonic() - self._begun_s
+
+    def again(self, old: Served) -> Trial:
+        """Close, and go on with the version that serves where that was opened anew.
+
+        The time limit counts on. What was seen stays where it is of the same files: both sessions
+        are the comparison's own, opened from them beside what serves, so that a reload changes
+        nothing of what is measured.
+        """
+        self.close()
+        is_same = (old.digest, old.default.name) == (self._old.digest, self._old.default.name)
+        # A run that has hung may still end, and add to what it saw.
+        keeps = is_same and not self._thread.is_alive()
+        return Trial(
+            old,
+            self._new,
+            settings=self._settings,
+            clock=self._clock,
+            rng=self._rng,
+            past=Past(
+                spent_s=self.spent_s,
+                watched_s=self._watched_s() if keeps else 0.0,
+                samples=self._samples if keeps else None,
+            ),
+        )
 
     @property
     def runs_new(self) -> bool:
@@ -126,11 +173,19 @@ class Trial:
                 self._end("roll_back", Reason.CANARY_CRASHED, detail)
             else:
                 self._end("undecided", None, f"{detail} in the version that serves")
-        elif now_s - self._since_s > self._settings.limit_s or len(self._samples) >= MOST_SAMPLES:
+        elif self.spent_s > self._settings.limit_s or len(self._samples) >= MOST_SAMPLES:
             self._end_late()
-        elif self._tap.taken == 0 and now_s - self._since_s > self._settings.idle_s:
+        elif not self._was_asked and now_s - self._since_s > self._settings.idle_s:
             idle_s = self._settings.idle_s
             self._end("undecided", None, f"there were no live inputs within {idle_s:g} s")
+
+    @property
+    def _was_asked(self) -> bool:
+        return self._tap.taken > 0 or len(self._samples) > 0
+
+    def _watched_s(self) -> float:
+        """How long live inputs have been looked at, in seconds."""
+        return self._past.watched_s + self._clock.monotonic() - self._since_s
 
     def _has_hung(self) -> bool:
         since_s = self._running_since_s
@@ -158,7 +213,7 @@ class Trial:
         log.info(f"canary: {verdict.decision}", extra={**facts, "detail": verdict.detail})
 
     def _figures(self, told: dict[str, float | int]) -> dict[str, float | int]:
-        seconds = round(self._clock.monotonic() - self._since_s, 1)
+        seconds = round(self._watched_s(), 1)
         return {**told, "seconds": seconds, "dropped": self._tap.dropped, "skipped": self._skipped}
 
     # The thread.
@@ -171,7 +226,8 @@ class Trial:
                     self._compare(bench)
         except Exception as e:  # the daemon goes on; the log has the traceback
             log.exception("canary failed", extra={"model": self._new.name})
-            self._end("undecided", None, f"{type(e).__name__}: {e}")
+            # Nothing speaks for the version, and what is unforeseen may well be its doing.
+            self._end("roll_back", Reason.INTERNAL, f"{type(e).__name__}: {e}")
         finally:
             self._old.shadow = None
 
@@ -211,6 +267,7 @@ class Trial:
             inputs = self._tap.take(_POLL_S)
             if inputs is None:
                 continue
+            is_early = self._watched_s() < self._settings.min_s
             started_s = self._running_since_s = self._clock.monotonic()
             try:
                 sample = bench.try_both(inputs)
@@ -230,7 +287,6 @@ class Trial:
                 self._samples.add(sample)
             # The first run of a session pays for what engines do once.
             is_warm = True
-            is_early = started_s - self._since_s < self._settings.min_s
             if len(self._samples) >= next_look and not is_early:
                 self._judge()
                 next_look = later(len(self._samples))

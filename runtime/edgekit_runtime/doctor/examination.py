@@ -110,7 +110,7 @@ def _owners(state: Path) -> Iterator[Finding]:
     if not state.is_dir():
         return
     owner = state.stat().st_uid
-    foreign = [path for path in state.rglob("*") if path.lstat().st_uid != owner]
+    foreign = [path for path in state.rglob("*") if _owner(path) not in (owner, None)]
     if foreign:
         yield Finding(
             area="service",
@@ -119,6 +119,14 @@ def _owners(state: Path) -> Iterator[Finding]:
             detail=f"{len(foreign)} files are not its owner's, {foreign[0]} for one",
             command=f"chown -R --reference={state} {state}",
         )
+
+
+def _owner(path: Path) -> int | None:
+    """Whose a file is; `None` for one that has gone meanwhile, beside a daemon that works."""
+    try:
+        return path.lstat().st_uid
+    except OSError:
+        return None
 
 
 def _slot(held: Held, ties: Sequence[Tie], found: Facts) -> Finding:

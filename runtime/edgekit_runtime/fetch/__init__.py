@@ -7,7 +7,7 @@ than was announced. What is on the disk survives the daemon; a power cut costs a
 
 Map, top down: `fetcher` (delta or whole, room) · `download` (one file, every mirror) · `mirrors`
 (which one next) · `attempt` (one request) · `connection`, `answer` (HTTP) · `part` (the disk) ·
-`address`, `pace`, `patience`, `retry`, `room`, `window` (rules).
+`address`, `hours`, `pace`, `patience`, `retry`, `room`, `window` (rules).
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from __future__ import annotations
 from edgekit_runtime.fetch.address import resolve
 from edgekit_runtime.fetch.attempt import Progress
 from edgekit_runtime.fetch.fetcher import Fetcher, Tell, check
-from edgekit_runtime.fetch.patience import Interrupted, Wait
+from edgekit_runtime.fetch.hours import Hours, Wait
+from edgekit_runtime.fetch.patience import Interrupted
 from edgekit_runtime.fetch.retry import backoff
 
 __all__ = [
     "Fetcher",
+    "Hours",
     "Interrupted",
     "Progress",
     "Tell",

@@ -115,6 +115,7 @@ def tls_context(ca: Path | None) -> ssl.SSLContext:
             context.load_verify_locations(ca)
         except (OSError, ssl.SSLError) as e:
             raise ConfigError(
-                f"{ca} is not a file of certificates: {e}", hint="edgekit device enroll writes one"
+                f"{ca} is not a file of certificates: {e}",
+                hint="it holds certificates in PEM; edgekit device enroll writes one",
             ) from e
     return context

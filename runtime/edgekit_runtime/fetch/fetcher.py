@@ -26,9 +26,10 @@ from edgekit_runtime.fetch import address, room
 from edgekit_runtime.fetch.attempt import Attempt, Link, Progress
 from edgekit_runtime.fetch.connection import tls_context
 from edgekit_runtime.fetch.download import Download
+from edgekit_runtime.fetch.hours import Hours, Wait
 from edgekit_runtime.fetch.pace import Bucket
 from edgekit_runtime.fetch.part import Part, boot_id, file_sha256, file_size
-from edgekit_runtime.fetch.patience import Patience, Wait
+from edgekit_runtime.fetch.patience import Patience
 from edgekit_runtime.fetch.window import Window
 from edgekit_runtime.update import Reason, UpdateFailed
 
@@ -105,6 +106,10 @@ class Fetcher:
     def part(self, wanted: Wanted) -> Path:
         """Where a download lies until its bundle is staged."""
         return self._folder / f"{wanted.sha256}.part"
+
+    def hours(self, wait: Wait) -> Hours:
+        """The hours in which downloads go on, for who waits beside one."""
+        return Hours(self._window, clock=self._clock, wait=wait)
 
     def fetch(
         self,

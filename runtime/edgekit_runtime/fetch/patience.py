@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from edgekit.clock import Clock
 from edgekit.errors import LinkError
-from edgekit_runtime.fetch.window import Window, second_of_day
+from edgekit_runtime.fetch.hours import Hours, Wait
+from edgekit_runtime.fetch.window import Window
 from edgekit_runtime.update import Reason, UpdateFailed
-
-# Clocks step and summer begins: no longer is a wait for the window planned ahead.
-LOOK_S = 60.0
-
-Wait = Callable[[float], bool]
 
 
 class Interrupted(LinkError):
@@ -39,14 +33,13 @@ class Patience:
         self.trouble = "nothing came"
         self._what = what
         self._limit_s = limit_s
-        self._window = window
         self._clock = clock
-        self._wait = wait
-        self._deadline_s = clock.monotonic() + limit_s
+        self._hours = Hours(window, clock=clock, wait=wait)
+        self._begun_s = clock.monotonic()
 
     def left_s(self) -> float:
         """Seconds that the download still has."""
-        return max(0.0, self._deadline_s - self._clock.monotonic())
+        return max(0.0, self._deadline_s() - self._clock.monotonic())
 
     def now_s(self) -> float:
         """Seconds of the clock that deadlines are measured with."""
@@ -58,29 +51,25 @@ class Patience:
 
     def pause(self, seconds: float) -> None:
         """Wait; raises `UpdateFailed` where the time is over, `Interrupted` when asked to end."""
-        if self._clock.monotonic() + seconds >= self._deadline_s:
+        if self._clock.monotonic() + seconds >= self._deadline_s():
             raise UpdateFailed(
                 Reason.FETCH_TIMEOUT,
                 f"{self._what}: not here in {self._limit_s:g} s; last: {self.trouble}",
             )
-        self._sleep(seconds)
+        if self._hours.wait(seconds):
+            raise self._interrupted()
 
     def is_open(self) -> bool:
         """Whether the window is."""
-        return self._opens_in_s() == 0.0
+        return self._hours.is_open()
 
     def wait_for_window(self) -> None:
         """Wait until the window is open; raises `Interrupted` when asked to end."""
-        while (opens_in_s := self._opens_in_s()) > 0:
-            begun_s = self._clock.monotonic()
-            self._sleep(min(opens_in_s, LOOK_S))
-            self._deadline_s += self._clock.monotonic() - begun_s
+        if self._hours.wait_open():
+            raise self._interrupted()
 
-    def _opens_in_s(self) -> float:
-        if self._window is None:
-            return 0.0
-        return self._window.opens_in_s(second_of_day(self._clock.now_ms()))
+    def _deadline_s(self) -> float:
+        return self._begun_s + self._limit_s + self._hours.closed_s
 
-    def _sleep(self, seconds: float) -> None:
-        if self._wait(seconds):
-            raise Interrupted(f"{self._what}: the download was asked to end")
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(f"{self._what}: the download was asked to end")

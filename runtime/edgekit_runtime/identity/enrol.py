@@ -15,12 +15,14 @@ from edgekit import enrolment
 from edgekit.clock import Clock
 from edgekit.enrolment import MAX_ANSWER_BYTES, Answer, Ask, Sealed, Token
 from edgekit.errors import UntrustedError
+from edgekit_runtime.fetch.connection import tls_context
 from edgekit_runtime.identity import files
 from edgekit_runtime.identity.identity import (
     AUTHORITY,
     CERTIFICATE,
     CONTROL,
     FACTS,
+    HTTPS,
     KEY,
     RELEASE,
     ROOT,
@@ -30,7 +32,13 @@ from edgekit_runtime.identity.office import Office
 
 
 def enroll(
-    folder: Path, token: Token, *, coordinator: str, name: str | None, clock: Clock
+    folder: Path,
+    token: Token,
+    *,
+    coordinator: str,
+    name: str | None,
+    clock: Clock,
+    ca: Path | None = None,
 ) -> Identity:
     """Get an identity and put it in `folder`; one that is there is replaced.
 
@@ -38,17 +46,21 @@ def enroll(
         coordinator: its URL.
         name: `SITE/DEVICE` that this device is configured to be; `None` takes the token's word.
         clock: for time limits.
+        ca: authorities that are trusted beside the system's where the coordinator's URL is https;
+            kept with the identity, for renewals and for repositories.
 
     Raises:
         LinkError: nothing answers; the same call may be made again.
         FleetError: the token is unknown, expired, used, or for another device.
-        UntrustedError: somebody else than the token's maker answered.
-        StorageError, ConfigError: the folder cannot be written.
+        UntrustedError: somebody else than the token's maker answered, or nobody vouches for the
+            coordinator's certificate.
+        StorageError, ConfigError: the folder cannot be written, or `ca` holds no certificates.
     """
+    given = b"" if ca is None else _authorities(ca)
     key = files.pending_key(folder, token.id)
     body = msgspec.json.encode(Ask(csr=enrolment.request_for(key), name=name))
     sealed = msgspec.json.encode(enrolment.ask(token, body))
-    raw = Office(coordinator, clock).post(enrolment.ENROLL_PATH, sealed)
+    raw = Office(coordinator, clock, ca).post(enrolment.ENROLL_PATH, sealed)
     answer = opened(raw, token, body)
     content = {
         KEY: key.pem(),
@@ -58,6 +70,7 @@ def enroll(
         RELEASE: answer.release.encode(),
         ROOT: answer.root.encode(),
         FACTS: msgspec.json.format(msgspec.json.encode(answer.facts)),
+        HTTPS: answer.ca.encode() + given,
     }
     files.switch(folder, content, check=Identity.read)
     files.drop_pending(folder)
@@ -77,3 +90,9 @@ def opened(raw: bytes, token: Token, body: bytes) -> Answer:
     if answer.request != enrolment.sha256(body):
         raise UntrustedError("the answer is for another question than was asked")
     return answer
+
+
+def _authorities(ca: Path) -> bytes:
+    """What is in a file of certificates, checked to be one."""
+    tls_context(ca)
+    return b"\n" + ca.read_bytes()

@@ -1,8 +1,8 @@
 """Identity: a device's key, its certificate and all that it trusts, as read from its folder.
 
 Files: `device.key` (0600), `device.crt`, `ca.crt`, `root.json`, `control.pub`, `release.pub`,
-`fleet.json` (`edgekit.enrolment.DeviceFacts`). What is given by `read` fits together: the key is
-the certificate's, the authority issued it, and it names the device of `fleet.json`.
+`https.crt`, `fleet.json` (`edgekit.enrolment.DeviceFacts`). What is given by `read` fits together:
+the key is the certificate's, the authority issued it, and it names the device of `fleet.json`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from edgekit import certificates, enrolment
+from edgekit import certificates, enrolment, signed_frame
 from edgekit.enrolment import DeviceFacts
 from edgekit.errors import ConfigError, MessageError
 from edgekit.link import Tls
@@ -22,6 +22,7 @@ from edgekit_runtime.identity.validity import Validity
 
 KEY, CERTIFICATE, AUTHORITY = "device.key", "device.crt", "ca.crt"
 ROOT, CONTROL, RELEASE, FACTS = "root.json", "control.pub", "release.pub", "fleet.json"
+HTTPS = "https.crt"
 
 _HINT = "edgekit device enroll --token-file FILE --coordinator URL"
 
@@ -62,8 +63,21 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.site}/{self.device}"
 
     @property
+    def https_ca(self) -> Path:
+        """Authorities of coordinator and repository over https, beside the system's.
+
+        The fleet's own is among them. An identity of an earlier release has no file of its own.
+        """
+        own = self.folder / HTTPS
+        return own if own.exists() else self.tls.ca
+
+    @property
     def validity(self) -> Validity:
         return Validity(self.starts_at_ms, self.expires_at_ms)
+
+    def sign(self, payload: bytes, *, kind: str) -> bytes:
+        """`payload` in a frame that this device signed, with the key that it has now."""
+        return signed_frame.sign(payload, kind=kind, key=SigningKey.read(self.tls.key))
 
     @classmethod
     def read(cls, folder: Path) -> Identity:

@@ -7,6 +7,8 @@ error of its own, for asking again does not help; all else may pass.
 from __future__ import annotations
 
 import http.client
+import ssl
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -14,7 +16,8 @@ import msgspec
 
 from edgekit.clock import Clock
 from edgekit.enrolment import MAX_ANSWER_BYTES
-from edgekit.errors import FleetError, LinkError, UsageError
+from edgekit.errors import FleetError, LinkError, UntrustedError, UsageError
+from edgekit_runtime.fetch.connection import tls_context
 
 # Base64 and JSON around an answer.
 _MOST_BYTES = 2 * MAX_ANSWER_BYTES
@@ -32,16 +35,25 @@ class _Failure(msgspec.Struct):
 
 
 class Office(NamedTuple):
-    """A coordinator's address, `http://HOST:PORT` or `https://…`, and the clock for its time."""
+    """A coordinator.
+
+    Attributes:
+        url: `http://HOST:PORT` or `https://…`.
+        clock: for time limits.
+        ca: file of certificates that are trusted beside the system's, for https.
+    """
 
     url: str
     clock: Clock
+    ca: Path | None = None
 
     def post(self, path: str, body: bytes) -> bytes:
         """The answer to one request.
 
         Raises:
             UsageError: the URL is not one.
+            ConfigError: `ca` is not a file of certificates.
+            UntrustedError: no authority that is trusted here vouches for who answers.
             LinkError: nothing answers, or not as a coordinator does.
             Refused: it will not.
         """
@@ -50,6 +62,11 @@ class Office(NamedTuple):
             connection.request("POST", base + path, body, {"content-type": "application/json"})
             answer = connection.getresponse()
             content = self._read(answer)
+        except ssl.SSLCertVerificationError as e:
+            raise UntrustedError(
+                f"the certificate of {self.url} is not trusted here: {e.verify_message}",
+                hint="--ca FILE names the authority that issued it; a wrong clock can be why, too",
+            ) from e
         except (OSError, http.client.HTTPException) as e:
             raise LinkError(
                 f"no coordinator answers at {self.url}: {str(e) or type(e).__name__}",
@@ -71,10 +88,13 @@ class Office(NamedTuple):
             raise UsageError(
                 f"{self.url!r} is not a coordinator's address", hint="http://HOST:8601 for example"
             )
-        kind = (
-            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        base = parts.path.rstrip("/")
+        if parts.scheme == "http":
+            return http.client.HTTPConnection(host, port, timeout=_STEP_TIMEOUT_S), base
+        secure = http.client.HTTPSConnection(
+            host, port, timeout=_STEP_TIMEOUT_S, context=tls_context(self.ca)
         )
-        return kind(host, port, timeout=_STEP_TIMEOUT_S), parts.path.rstrip("/")
+        return secure, base
 
     def _read(self, answer: http.client.HTTPResponse) -> bytes:
         """The body, however slowly it comes, within limits of size and time."""

@@ -27,6 +27,7 @@ from edgekit_runtime.identity.identity import (
     CERTIFICATE,
     CONTROL,
     FACTS,
+    HTTPS,
     KEY,
     RELEASE,
     ROOT,
@@ -146,7 +147,8 @@ def renew(identity: Identity, *, clock: Clock) -> None:
     Raises:
         LinkError: the coordinator does not answer.
         FleetError: it refuses: the certificate expired or was revoked.
-        UntrustedError: what it gave is not a certificate for this device's new key.
+        UntrustedError: what it gave is not a certificate for this device's new key, or nobody
+            vouches for its own, over https.
         StorageError: the folder cannot be written.
     """
     folder = identity.folder
@@ -157,12 +159,12 @@ def renew(identity: Identity, *, clock: Clock) -> None:
         certificate=(folder / CERTIFICATE).read_text("ascii"),
         envelope=envelope.sign(ask, kind=enrolment.RENEWAL, key=SigningKey.read(folder / KEY)),
     )
-    office = Office(identity.coordinator, clock)
+    office = Office(identity.coordinator, clock, identity.https_ca)
     raw = office.post(enrolment.RENEW_PATH, msgspec.json.encode(request))
     made = enrolment.decode(raw, Renewed, limit_bytes=enrolment.MAX_ANSWER_BYTES).certificate
     check_renewed(made, key.public, present, certificates.read(folder / AUTHORITY))
-    kept = (AUTHORITY, CONTROL, RELEASE, ROOT, FACTS)
-    content = {name: (folder / name).read_bytes() for name in kept}
+    kept = (AUTHORITY, CONTROL, RELEASE, ROOT, FACTS, HTTPS)
+    content = {name: (folder / name).read_bytes() for name in kept if (folder / name).exists()}
     content |= {KEY: key.pem(), CERTIFICATE: made.encode()}
     files.switch(folder, content, check=Identity.read)
     files.drop_pending(folder)

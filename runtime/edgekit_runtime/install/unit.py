@@ -45,6 +45,8 @@ User={user}
 Group={user}
 Restart=always
 RestartSec=10
+# But what is wrong with a configuration the next start would find again.
+RestartPreventExitStatus=CONFIG
 # Opening large models at the start takes time.
 TimeoutStartSec=600
 TimeoutStopSec=60

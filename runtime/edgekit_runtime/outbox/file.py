@@ -226,8 +226,13 @@ class File:
             return self._connect(_IN_MEMORY)
         except sqlite3.DatabaseError as e:
             log.error("outbox is damaged, begun anew", extra={"error": str(e)})
+        try:
             self._set_aside()
             return self._connect(self._path)
+        except (OSError, sqlite3.Error) as e:
+            # Read-only as well: what is lost are messages, not the daemon.
+            log.error("outbox is kept in memory", extra={"path": str(self._path), "error": str(e)})
+            return self._connect(_IN_MEMORY)
 
     def _connect(self, path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(path, check_same_thread=False, timeout=5.0)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ from edgekit_runtime.serving.budget import Holding
 from edgekit_runtime.serving.opener import Opener, StillCompiling
 from edgekit_runtime.serving.rung import Opened, Rung
 from edgekit_runtime.serving.served import Served
+from edgekit_runtime.serving.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +58,13 @@ class Keeper:
         self._held = held
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = threading.Condition()
-        self._opening = threading.Lock()
+        self._turns = Turns()
         self._numbers = count()
         self._due: list[tuple[float, int, Served, Rung]] = []
         self._thread: threading.Thread | None = None
         self._closing = False
-        self._beside: dict[object, int] = {}
+        # Memory that no model's figures show: of canaries, and of what is being opened.
+        self._unseen: dict[object, int] = {}
 
     def attach(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """From now on models answer on this loop."""
@@ -96,16 +98,21 @@ class Keeper:
             EngineError: it cannot run here.
             Overloaded: the memory budget has no room for it.
         """
-        with self._opening:
+        with self._turns.take():
             self._make_room(rung, what=f"{served_name} {rung.name}")
-            return self._opener.open(
-                bundle,
-                rung.variant,
-                stats=rung.stats,
-                compiled=lambda: self._again(on, rung),
-                lost=lambda error: self._died(on, rung, error.message),
-                proven=proven or rung.was_open,
-            )
+            with self._holding(rung.variant.needs.memory_mb << 20):
+                return self._opener.open(
+                    bundle,
+                    rung.variant,
+                    stats=rung.stats,
+                    compiled=lambda: self._again(on, rung),
+                    lost=lambda error: self._died(on, rung, error.message),
+                    proven=proven or rung.was_open,
+                )
+
+    def pass_over(self, thread: threading.Thread) -> None:
+        """Open others beside what this thread opens, which may hang; its memory counts as taken."""
+        self._turns.pass_over(thread)
 
     @contextmanager
     def beside(self, served: Served) -> Iterator[Session]:
@@ -120,21 +127,18 @@ class Keeper:
         """
         rung = served.default
         size_bytes = rung.variant.needs.memory_mb << 20
-        with self._opening:
-            what = f"a second {served.name} {rung.name}"
-            if self._room(size_bytes, what=what)[0]:
-                raise Overloaded(
-                    f"{what} finds no memory that is free", retry_after_s=budget.RETRY_S
-                )
-            with _reopened(served) as bundle:
-                session = self._opener.second(bundle, rung.variant)
-            holding = object()
-            self._beside[holding] = size_bytes
-        try:
+        with ExitStack() as held:
+            with self._turns.take():
+                what = f"a second {served.name} {rung.name}"
+                if self._room(size_bytes, what=what)[0]:
+                    raise Overloaded(
+                        f"{what} finds no memory that is free", retry_after_s=budget.RETRY_S
+                    )
+                held.enter_context(self._holding(size_bytes))
+                with _reopened(served) as bundle:
+                    session = self._opener.second(bundle, rung.variant)
+                held.callback(session.close)
             yield session
-        finally:
-            session.close()
-            del self._beside[holding]
 
     def drain(self, served: Served) -> None:
         """Let a model finish its batch and give back its memory; what comes waits meanwhile."""
@@ -199,6 +203,15 @@ class Keeper:
 
         loop.call_soon_threadsafe(run)
         return future.result(_CLOSE_LIMIT_S)
+
+    @contextmanager
+    def _holding(self, size_bytes: int) -> Iterator[None]:
+        holding = object()
+        self._unseen[holding] = size_bytes
+        try:
+            yield
+        finally:
+            del self._unseen[holding]
 
     def _again(self, on: Sequence[Served], rung: Rung) -> None:
         """A compilation has ended, for better or worse."""
@@ -277,8 +290,8 @@ class Keeper:
             for key, (s, r) in rungs.items()
             if r.state == "ready"
         ]
-        # What a canary holds is not closed for others, and counts as if it were needed, too.
-        needed = needed_bytes + sum(list(self._beside.values()))
+        # What no model shows is not closed for others, and counts as if it were needed, too.
+        needed = needed_bytes + sum(list(self._unseen.values()))
         return budget.make_room(
             holdings, needed_bytes=needed, budget_bytes=self._budget_bytes, what=what
         ), rungs

@@ -193,6 +193,10 @@ class Models:
         if kept is not None:
             kept.close()
 
+    def pass_over(self, thread: threading.Thread) -> None:
+        """Let others be loaded beside what this thread loads, which may hang."""
+        self._keeper.pass_over(thread)
+
     def discard(self, served: Served) -> None:
         """Close a loaded model that was never made visible; what made room for it goes on."""
         with self._lock:

@@ -72,8 +72,12 @@ MEANING: Mapping[Reason, str] = {
     Reason.WRONG_SHA256: "the downloaded file is not the one that was announced",
     Reason.DELTA_BROKEN: "a delta did not give the announced file; the whole one is fetched",
     Reason.NO_ROOM: "there is no room for the download and a second slot beside what serves",
-    Reason.DISK_FULL: "the disk took no more while the bundle was written",
-    Reason.READ_ONLY: "the state folder cannot be written",
+    Reason.DISK_FULL: (
+        "the disk took no more while the bundle was written, or a start of it could not be counted"
+    ),
+    Reason.READ_ONLY: (
+        "the state folder cannot be written, so that neither bundles nor starts can be kept"
+    ),
     Reason.VERIFY_TIMEOUT: "checking and unpacking did not end within the time limit",
     Reason.VERIFY_CRASHED: "the daemon ended several times while it checked or unpacked the bundle",
     Reason.DAMAGED: "the file breaks a rule of the bundle format",

@@ -109,13 +109,13 @@ class Update(Strict, frozen=True, kw_only=True):
 
     Attributes:
         serial: of the desired state that asked for it.
-        attempts: how often the present state was begun.
+        attempts: how often the present state was begun, starts after a clean end left out.
         downloads: how often the download was begun from its first byte.
         slot: where the bundle was staged.
         keys: who may have signed it (PEM), as the signed repository says; the device's own keys
             count beside them.
         spent_s: how long the present state took before the daemon last ended, as far as that is on
-            disk; its time limit counts on from there.
+            disk; its time limit counts on from there. In `probing` it is of the canary before.
         progress: share of the present state that was done then.
         reason: set in `failed` and `rolled_back`; `detail` says the same for people.
         figures: what the canary measured, by name.

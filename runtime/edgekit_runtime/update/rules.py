@@ -159,8 +159,11 @@ def lost(record: Record, detail: str) -> Record:
     return failed(record, Reason.SLOT_DAMAGED, detail) if brought else record
 
 
-def at_start(record: Record) -> Record:
+def at_start(record: Record, *, is_clean: bool = False) -> Record:
     """What start-up makes of the last record: where the daemon goes on.
+
+    A start after an end in good order (`is_clean`) says nothing against a bundle, and is not one of
+    the three.
 
     | last state | start-up |
     |---|---|
@@ -175,6 +178,8 @@ def at_start(record: Record) -> Record:
     update = record.update
     if update is None or update.state not in COUNTED:
         return record
+    if is_clean:
+        return _moved(record, State.PROBING) if update.state is State.CANARY else record
     if update.attempts >= MAX_ATTEMPTS:
         detail = f"the daemon ended {update.attempts} times in state {update.state.value}"
         reason = COUNTED[update.state]
@@ -223,18 +228,35 @@ def limit(state: State, limits: UpdateSection) -> tuple[float, Reason]:
     return float(getattr(limits, step.limit)), step.timeout
 
 
-def model_state(record: Record, *, serves: bool, progress: float | None) -> ModelState:
-    """What the fleet is told; `serves` says whether the active slot could be opened."""
+def model_state(
+    record: Record,
+    *,
+    serves: bool,
+    progress: float | None,
+    trouble: tuple[Reason, str] | None = None,
+) -> ModelState:
+    """What the fleet is told.
+
+    Args:
+        record: of the model.
+        serves: whether the active slot could be opened.
+        progress: share of the present state that is done.
+        trouble: why the active slot does not serve; told where the update has no reason of its own.
+    """
     update = record.update
     held = record.serving if serves else None
+    reason = update.reason if update else None
+    detail = update.detail if update else None
+    if trouble is not None and not serves and reason is None:
+        reason, detail = trouble
     return ModelState(
         version=held.version if held else None,
         digest=held.digest if held else None,
         state=record.state.value,
         target=update.wanted.version if update else None,
         target_digest=update.wanted.digest if update else None,
-        reason=update.reason.value if update and update.reason else None,
-        detail=update.detail if update else None,
+        reason=reason.value if reason else None,
+        detail=detail,
         progress=progress if record.state in (State.FETCHING, State.CANARY) else None,
         figures=update.figures if update else {},
     )
@@ -275,14 +297,14 @@ def _moved(
     if state not in STEPS[record.state].then:
         raise ValueError(f"an update cannot go from {record.state.value} to {state.value}")
     text = None if detail is None else detail[:2000]
-    # One that ended while it ran beside the old version is opened again: the count goes on.
+    # One that ended while it ran beside the old version is opened again: both counts go on.
     keeps = (record.state, state) in _ONE_TRIAL
-    attempts = _update(record).attempts if keeps else 1
+    update = _update(record)
     return _with(
         record,
         state=state,
-        attempts=attempts,
-        spent_s=0.0,
+        attempts=update.attempts if keeps else 1,
+        spent_s=update.spent_s if keeps else 0.0,
         progress=0.0,
         reason=reason,
         detail=text,

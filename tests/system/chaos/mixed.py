@@ -7,6 +7,7 @@ books are closed at the end: what was acknowledged must be in the store, and cou
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -30,9 +31,10 @@ from edgekit.link import Broker as BrokerAddress
 from edgekit.link import MqttLink
 from edgekit.messages import Ack, Desired, Telemetry
 from edgekit.signing import SigningKey
+from edgekit_converters.demo.processes import free_port
 from tests import bundles
 from tests.fleet.processes import Process
-from tests.system.daemons import SITE, EdgeDaemon, Repository, wait_for
+from tests.system.daemons import PATIENCE_S, SITE, EdgeDaemon, Repository, wait_for
 
 Victim = Literal["daemon", "broker", "coordinator"]
 VICTIMS: tuple[Victim, ...] = ("daemon", "broker", "coordinator")
@@ -79,7 +81,7 @@ class Fleet:
     def __init__(self, folder: Path, *, daemons: int, interval_s: float) -> None:
         self._folder = folder
         _, self._public = signing.new_pair(folder / "keys")
-        self._broker = Broker(listen=Address("127.0.0.1", 0), state=folder / "broker")
+        self._broker = Broker(listen=Address("127.0.0.1", free_port()), state=folder / "broker")
         self._coordinator = self._start_coordinator()
         self._repository = Repository()
         self.daemons = [
@@ -219,7 +221,7 @@ class Listener:
             on_connect=self._up.set,
         )
         self._link.start()
-        assert self._up.wait(30)
+        assert self._up.wait(PATIENCE_S)
 
     def acknowledged(self) -> dict[tuple[str, str], int]:
         return dict(self._reached)
@@ -267,7 +269,7 @@ class Requests:
         try:
             with urllib.request.urlopen(url, data=self._body, timeout=5) as answer:
                 answer.read()
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return  # the daemon was killed
 
 

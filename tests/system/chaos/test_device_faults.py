@@ -116,11 +116,10 @@ def test_a_full_disk(running: Fleet, board: str) -> None:
         wait_for(
             lambda: refused(running, board) in (Reason.DISK_FULL.value, Reason.NO_ROOM.value),
             "the refusal",
-            timeout_s=60,
         )
         assert device.versions("tiny") == ["1.0.0"]
         filler.unlink()
-        wait_for(lambda: device.versions("tiny") == ["1.1.0"], "what was refused", timeout_s=60)
+        wait_for(lambda: device.versions("tiny") == ["1.1.0"], "what was refused")
 
 
 def test_a_state_folder_that_cannot_be_written(running: Fleet, board: str) -> None:
@@ -136,7 +135,7 @@ def test_a_state_folder_that_cannot_be_written(running: Fleet, board: str) -> No
         device.stop()
         device.prefix = ()
         device.start()
-        wait_for(lambda: device.versions("tiny") == ["1.1.0"], "what was refused", timeout_s=60)
+        wait_for(lambda: device.versions("tiny") == ["1.1.0"], "what was refused")
 
 
 @pytest.mark.skipif(not FAKETIME.exists(), reason="needs faketime; make system-deps installs it")
@@ -202,7 +201,7 @@ def test_a_repository_that(running: Fleet, board: str, how: str) -> None:
             assert device.versions("tiny") == ["1.0.0"]
             assert running.state(name)["state"] == "fetching"
             repository.bad = False
-            wait_for(lambda: device.versions("tiny") == ["1.1.0"], "the version", timeout_s=60)
+            wait_for(lambda: device.versions("tiny") == ["1.1.0"], "the version")
 
 
 def configure(device: EdgeDaemon, *, reserve_bytes: int) -> None:
@@ -273,7 +272,7 @@ class BadRepository:
             "garbage": _garbage,
             "errors": lambda request: request.send_error(500),
             "endless": _endless,
-            "slow": _slow,
+            "slow": self._drip,
         }[how]
         repository = self
 
@@ -311,6 +310,18 @@ class BadRepository:
         request.end_headers()
         request.wfile.write(body)
 
+    def _drip(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        """A byte now and then, for as long as somebody listens and it is bad."""
+        request.send_response(200)
+        request.send_header("Content-Length", "100000")
+        request.end_headers()
+        try:
+            while self.bad:
+                request.wfile.write(b"{")
+                time.sleep(0.5)
+        except OSError:
+            return
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
@@ -339,18 +350,5 @@ def _endless(request: http.server.BaseHTTPRequestHandler) -> None:
     try:
         for _ in range(4096):
             request.wfile.write(b" " * 65_536)
-    except OSError:
-        return
-
-
-def _slow(request: http.server.BaseHTTPRequestHandler) -> None:
-    """A byte now and then, for as long as somebody listens."""
-    request.send_response(200)
-    request.send_header("Content-Length", "100000")
-    request.end_headers()
-    try:
-        for _ in range(20):
-            request.wfile.write(b"{")
-            time.sleep(0.5)
     except OSError:
         return

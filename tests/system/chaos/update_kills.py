@@ -187,7 +187,6 @@ def _run(
                 and device.update_state(MODEL) == State.CONFIRMED.value
             ),
             "the last wish",
-            timeout_s=60,
         )
     assert device.stop() == 0
     return Outcome(kills=dict(killed), answered=traffic.answered, left=left_behind(device.state))
