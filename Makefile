@@ -18,10 +18,10 @@ demo: .venv/ready ## Tell the whole story on this machine: build, serve, fleet, 
 	$(BIN)/edgekit demo $(DEMO)
 
 test: .venv/ready .venv-board/ready .venv-signing/ready ## Run the tests.
-	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 test-fast: .venv/ready ## Run the tests but those that take more than ten seconds.
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST)
 
 test-torch: .venv/ready .venv-torch/ready ## Run the tests that need torch (a CPU wheel of 200 MB).
 	EDGEKIT_TORCH_PYTHON=$(CURDIR)/.venv-torch/bin/python \

@@ -102,7 +102,8 @@ class MqttLink:
         filters: topic filters to subscribe to at every connection, at QoS 1.
         on_message: called with topic and payload in the link's thread. It may block: the broker
             is then held back, and memory stays bounded.
-        on_connect: called in the link's thread after the subscriptions were asked for.
+        on_connect: called in the link's thread once the broker has taken the subscriptions: what is
+            published from then on is heard.
         will: what the broker says when this client is gone.
         tls: for `mqtts://`.
         keepalive_s: longest silence; a link that is gone is noticed after half as long again.
@@ -147,6 +148,7 @@ class MqttLink:
         self._trouble = _Trouble()
         self._client.enable_logger(self._trouble.logger)
         self._refused: str | None = None
+        self._asked: int | None = None  # the subscriptions of this connection, until it is answered
         if broker.tls:
             if tls is None:
                 raise ConfigError(
@@ -222,8 +224,10 @@ class MqttLink:
         self._trouble.text = ""
         log.info("link up", extra={"broker": f"{self._broker.host}:{self._broker.port}"})
         if self._filters:
-            client.subscribe(list(self._filters.items()))
-        self._on_connect()
+            # Answered in `_subscribed`: until then the broker may keep what is published to itself.
+            _, self._asked = client.subscribe(list(self._filters.items()))
+        else:
+            self._on_connect()
 
     def _disconnected(
         self, _client: Any, _data: Any, _flags: Any, reason: Any, _props: Any
@@ -245,12 +249,15 @@ class MqttLink:
         self._refused = reason
 
     def _subscribed(
-        self, _client: Any, _userdata: Any, _id: Any, reasons: Sequence[Any], _props: Any
+        self, _client: Any, _userdata: Any, asked: Any, reasons: Sequence[Any], _props: Any
     ) -> None:
         # A broker may refuse one filter and keep the connection: nothing else would tell.
         for reason in reasons:
             if reason.is_failure:
                 log.error("broker refused a subscription", extra={"reason": str(reason)})
+        if asked == self._asked:
+            self._asked = None
+            self._on_connect()
 
     def _received(self, _client: Any, _userdata: Any, message: Any) -> None:
         try:

@@ -50,10 +50,9 @@ class Office:
     ) -> None:
         self._facts = folder.facts()
         self._authority = Authority.read(folder.ca_key, folder.ca_certificate)
+        self._folder = folder
         self._ca = _text(folder.trust_ca)
         self._control = _text(folder.trust_control)
-        self._release = _text(folder.trust_release)
-        self._root = _text(folder.trust_root)
         self._members = members
         self._clock = clock
         self._changed = changed
@@ -86,8 +85,9 @@ class Office:
             certificate=certificate.decode(),
             ca=self._ca,
             control=self._control,
-            release=self._release,
-            root=self._root,
+            # Read each time: who enrols after an exchange of keys is to trust the new ones alone.
+            release=_text(self._folder.trust_release),
+            root=_text(self._folder.trust_root),
             facts=self._device_facts(held.site, held.device),
         )
         return msgspec.json.encode(enrolment.answer(held.token, msgspec.json.encode(answer)))

@@ -251,7 +251,7 @@ class Change:
         return row[0] if row else None
 
     def certificates(self, site: str, device: str, *, now_ms: int) -> list[bytes]:
-        """What the latest enrolment of a device holds that is neither revoked nor expired, in PEM."""
+        """What the latest enrolment holds that is neither revoked nor expired, in PEM."""
         rows = self._do(
             "SELECT pem FROM certificates JOIN devices USING (site, device, generation)"
             " WHERE site = ? AND device = ? AND certificates.revoked_ms IS NULL"

@@ -13,14 +13,14 @@ import uvicorn
 
 from edgekit.clock import SystemClock
 from edgekit.errors import FleetError
-from edgekit.fleet import api
+from edgekit.fleet import api, connections
 from edgekit.fleet.address import Address
+from edgekit.fleet.connections import Gate
 from edgekit.fleet.coordinator import Coordinator, Settings
 from edgekit.fleet.enrolment_routes import DevicesOnly
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 512
 _GRACE_S = 2
 
 
@@ -56,12 +56,16 @@ def run(
         names |= {one.host for one in (listen, devices) if one is not None}
         if settings.fleet is not None:
             names |= settings.fleet.facts().hosts
+        gates = _gates(address, public)
         server = uvicorn.Server(
             uvicorn.Config(
                 DevicesOnly(
                     api.application(coordinator, hosts=sorted(names)),
                     port=public.port if public else None,
                 ),
+                http=connections.protocol(lambda port: gates.get(port, gates[address.port])),
+                ws="none",
+                backlog=connections.BACKLOG,
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -94,8 +98,19 @@ def run(
 
 def _bind(address: Address, option: str) -> socket.socket:
     bound = address.bind(what="the coordinator", option=option)
-    bound.listen(_BACKLOG)
+    bound.listen(connections.BACKLOG)
     return bound
+
+
+def _gates(address: Address, public: Address | None) -> dict[int | None, Gate]:
+    """The gate of each socket by its port; a socket for everybody has the places for devices."""
+    places = connections.room()
+    if public is None:
+        return {address.port: Gate(most=places.devices, name="--listen")}
+    return {
+        address.port: Gate(most=places.operators, name="--listen"),
+        public.port: Gate(most=places.devices, name="--devices"),
+    }
 
 
 def _address(bound: socket.socket) -> Address:

@@ -20,6 +20,7 @@ from edgekit.enrolment import Ask, Sealed, Token
 from edgekit.errors import EdgekitError, FleetError, LinkError, MessageError, UntrustedError
 from edgekit.fleet.folder import FleetFolder
 from edgekit.fleet.members import Members
+from edgekit.fleet.tuf.rotate import rotate
 from edgekit.signing import SigningKey
 from edgekit_converters.demo.processes import free_port
 from edgekit_runtime.identity import Identity
@@ -62,6 +63,18 @@ def test_a_token_gets_a_device_a_certificate_and_what_it_trusts(
     assert identity.root.read_bytes() == office.folder.trust_root.read_bytes()
     control = SigningKey.read(office.folder.control_key).public
     assert [key.id for key in identity.control_keys] == [control.id]
+
+
+def test_who_enrols_after_an_exchange_of_keys_trusts_the_new_one_alone(tmp_path: Path) -> None:
+    with enrolling(tmp_path / "fleet") as office:
+        before = get_in(office, office.token("a"), tmp_path / "a", name="berlin/a")
+        rotate(office.folder, ["release"], clock=office.clock)
+        after = get_in(office, office.token("b"), tmp_path / "b", name="berlin/b")
+
+        (new,) = [key.id for key in after.release_keys]
+        assert new == SigningKey.read(office.folder.release_key).public.id
+        assert new != before.release_keys[0].id
+        assert after.root.read_bytes() == office.folder.trust_root.read_bytes()
 
 
 def test_neither_key_nor_secret_travels(office: Enrolling, tmp_path: Path) -> None:

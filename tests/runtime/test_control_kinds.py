@@ -172,7 +172,9 @@ def test_reload_applies_the_interval_and_names_what_takes_a_restart(tmp_path: Pa
     }
     set_interval.run(SetInterval(seconds=5), board, never)
     assert reload.run(Reload(), board, never)["applied"] == []
-    assert told == [7.0, 5]
+    taken_back = set_interval.run(SetInterval(), board, never)
+    assert taken_back == {"seconds": 7.0, "configured": 7.0}
+    assert told == [7.0, 5, 7.0]
 
 
 def test_a_wrong_configuration_is_told_and_changes_nothing(tmp_path: Path) -> None:

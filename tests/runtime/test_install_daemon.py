@@ -1,8 +1,8 @@
 """The daemon as its unit runs it: on a read-only system, and heard by the service manager.
 
-No systemd runs where tests do. What it would do is done by hand: mounts that are read-only but for
-the state folder, a socket that listens in the manager's place, and the kernel's own refusal of
-pages that are written and then run.
+Here no systemd runs (`make systemd-test` boots one). What it does is done by hand: mounts that are
+read-only but for the state folder, a socket that listens in the manager's place, and the kernel's
+own refusal of pages that are written and then run.
 """
 
 from __future__ import annotations

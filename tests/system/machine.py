@@ -54,9 +54,9 @@ class Machine:
         return self.run("systemctl", "show", "--property", what, "--value", unit).strip()
 
     def journal(self, *, cursor: str | None = None) -> str:
-        """All that was logged, or what came after `cursor`."""
-        since = (f"--after-cursor={cursor}",) if cursor else ()
-        return self.run("journalctl", "--no-pager", "--output=short-monotonic", *since)
+        """All that was logged since its start, or what came after `cursor`."""
+        since = f"--after-cursor={cursor}" if cursor else "--boot"
+        return self.run("journalctl", "--no-pager", "--output=short-monotonic", since)
 
     def cursor(self) -> str:
         """Where the journal ends now."""

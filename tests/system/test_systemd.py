@@ -1,5 +1,4 @@
-"""The service under a real systemd: a Debian is booted, the package installed in it, and the unit
-made to keep each of its promises.
+"""The service under a real systemd: the package in a Debian that is booted keeps its promises.
 
 `make systemd-test` builds the package, makes the Debian with debootstrap and runs this as root. The
 machine has no network. Where the waits of the unit would be long, a drop-in shortens them and
@@ -95,7 +94,7 @@ def installed(booted: Machine) -> Machine:
 
 @pytest.fixture(scope="module")
 def begun(installed: Machine, tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    """A board with a signed bundle, told who it is, and what `device install` prints done."""
+    """A board with a signed bundle, and what `device install` prints carried out."""
     folder = tmp_path_factory.mktemp("bundle")
     private, public = new_pair(folder / "keys")
     shutil.copy(public, installed.root / "etc/edgekit/release.pub")
@@ -121,7 +120,7 @@ def board(begun: Machine) -> Iterator[Machine]:
     begun.run("systemctl", "start", UNIT)
     yield begun
     write(begun, CONFIG, config)
-    begun.run("rm", "-f", DROP_IN)
+    begun.run("rm", "--recursive", "--force", str(Path(DROP_IN).parent))
     begun.run("systemctl", "daemon-reload")
     begun.run("systemctl", "reset-failed", ok=False)
 
@@ -171,14 +170,16 @@ def test_its_status_says_what_it_serves(board: Machine) -> None:
 
 
 def test_a_model_that_does_not_serve_is_named_in_the_status(board: Machine) -> None:
-    manifest = board.root / "var/lib/edgekit/models/tiny/a/manifest.json"
-    whole = manifest.read_bytes()
-    manifest.write_bytes(whole[:-10])
+    models = "/var/lib/edgekit/models"
+    board.run("cp", "--archive", models, "/root/models")
+    (board.root / f".{models}/tiny/a/manifest.json").write_text("{}")
 
     board.run("systemctl", "restart", UNIT)
-    said = wait_for(lambda: board.show(UNIT, "StatusText"), "a status")
-    manifest.write_bytes(whole)
-    board.run("systemctl", "restart", UNIT)
+    said = board.show(UNIT, "StatusText")
+    board.run("systemctl", "stop", UNIT)
+    board.run("rm", "--recursive", models)
+    board.run("mv", "/root/models", models)
+    board.run("systemctl", "start", UNIT)
 
     assert said.startswith("serves nothing; tiny does not (")
     assert board.show(UNIT, "StatusText") == SERVES
@@ -319,7 +320,7 @@ def test_a_wrong_configuration_is_told_and_not_tried_for_ever(quick: Machine) ->
     config = quick.run("cat", CONFIG)
     write(quick, CONFIG, config.replace("[serve]", "[serve]\ncolour = 1"))
     quick.run("systemctl", "restart", UNIT, ok=False)
-    # Three times as long as a restart would take.
+    # A restart would come after 1 s.
     quick.run("sleep", "3")
     status = quick.run("systemctl", "status", "--no-pager", "--full", UNIT, ok=False)
 
@@ -353,15 +354,13 @@ def test_the_package_again_restarts_the_service_and_keeps_its_state(board: Machi
     before = board.show(UNIT, "MainPID")
     board.run("dpkg", "--install", "--force-confold", "/package.deb")
 
-    assert board.show(UNIT, "ActiveState") == "active"
-    assert board.show(UNIT, "MainPID") != before
+    assert board.show(UNIT, "MainPID") not in (before, "0")
     assert serves(board)
 
 
 def test_a_board_with_a_read_only_root_serves_after_its_start(
     board: Machine, tmp_path: Path
 ) -> None:
-    """The state folder is the one that can be written; the service comes by itself."""
     root = machine.copied(board.root, tmp_path / "root")
     state = (root / "var/lib/edgekit").rename(tmp_path / "state")
     (root / "var/lib/edgekit").mkdir()
@@ -394,10 +393,7 @@ def test_purging_ends_the_service_and_leaves_nothing(board: Machine) -> None:
 
 
 def inside(board: Machine, script: str) -> str:
-    """Why root itself cannot do something among the daemon's mounts; empty where it can.
-
-    Root, so that mounts and not the owners of files are what refuses.
-    """
+    """Why root itself cannot do something among the daemon's mounts; empty where it can."""
     pid = board.show(UNIT, "MainPID")
     command = f"nsenter --target={pid} --mount sh -c '{script}' 2>&1"
     said = board.run("sh", "-c", command, ok=False).strip()

@@ -17,6 +17,7 @@ import msgspec
 from edgekit import storage
 from edgekit.control import SetInterval
 from edgekit.errors import ConfigError
+from edgekit_runtime.config import FleetSection
 from edgekit_runtime.control.hands import Hands, Wait
 from edgekit_runtime.control.journal import FOLDER
 
@@ -31,9 +32,20 @@ def run(args: SetInterval, hands: Hands, _: Wait) -> dict[str, Any]:
     if fleet is None:
         raise ConfigError("this device belongs to no fleet")
     storage.write(_path(hands), msgspec.json.encode(args))
-    seconds = fleet.telemetry_interval_s if args.seconds is None else args.seconds
+    configured_s = _configured_s(hands, fleet)
+    seconds = configured_s if args.seconds is None else args.seconds
     hands.set_interval(seconds)
-    return {"seconds": seconds, "configured": fleet.telemetry_interval_s}
+    return {"seconds": seconds, "configured": configured_s}
+
+
+def _configured_s(hands: Hands, at_start: FleetSection) -> float:
+    """As the file says now, which a `reload` may have made to hold; else as it said at start-up."""
+    try:
+        new = hands.reread()
+    except ConfigError as e:
+        log.warning("interval is as configured at start-up", extra={"error": str(e)})
+        return at_start.telemetry_interval_s
+    return (new.fleet if new and new.fleet else at_start).telemetry_interval_s
 
 
 def kept_s(hands: Hands) -> float | None:
