@@ -9,10 +9,13 @@ BOARD_PYTHON ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/py
 SOURCES := $(shell git ls-files edgekit runtime converters device_profiles 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-torch toolchains perf-analyzer fuzz protocol check lint types layers bench deb deb-test system-deps clean
+.PHONY: help install demo test test-fast test-torch toolchains perf-analyzer fuzz protocol check lint types layers bench deb deb-test systemd-test system-deps clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: .venv/ready ## Install into .venv.
+	@echo "edgekit is in $(BIN); '. $(BIN)/activate' puts it on the path of this shell"
 
 demo: .venv/ready ## Tell the whole story on this machine: build, serve, fleet, rollout, round.
 	$(BIN)/edgekit demo $(DEMO)
@@ -58,11 +61,14 @@ protocol: ## Make the messages of gRPC anew from the protocol's description.
 deb: .venv/ready ## Make a Debian package for bookworm in dist/ (DEB_ARCH=amd64 or arm64).
 	packaging/deb/build.sh $(or $(DEB_ARCH),$(shell dpkg --print-architecture)) dist
 
-deb-test: deb ## Install the package in a clean Debian root, serve from it, purge it (as root).
+deb-test: deb ## Install the package in a clean Debian, serve from it, purge it (as root; DEB_ARCH=arm64: emulated).
 	packaging/deb/test.sh dist $(BIN)/pytest
 
+systemd-test: deb ## Boot a Debian with its systemd, install the package in it, try the service (as root).
+	packaging/deb/test.sh dist $(BIN)/pytest systemd
+
 system-deps: ## Install the Debian packages that some tests want.
-	apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients openssh-server qemu-user-static gcc libc6-dev systemd debootstrap faketime
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends mosquitto mosquitto-clients openssh-server qemu-user-static gcc libc6-dev systemd systemd-container debootstrap faketime
 
 clean: ## Remove what the targets above made.
 	rm -rf .venv .venv-board .venv-signing .venv-torch dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

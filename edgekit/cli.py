@@ -11,6 +11,7 @@ import click
 from edgekit import __version__
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.registry import load
+from edgekit.terminal import plain_lines
 
 # name: (where it lives, one line for --help)
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -124,7 +125,7 @@ def _run(command: click.Command, *, prog: str) -> None:
 
 
 def _fail(error: EdgekitError) -> NoReturn:
-    click.echo(f"error: {error.message}", err=True)
+    click.echo(f"error: {plain_lines(error.message)}", err=True)
     if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
+        click.echo(f"hint: {plain_lines(error.hint)}", err=True)
     sys.exit(error.exit_code)

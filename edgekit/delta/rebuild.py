@@ -8,7 +8,7 @@ size is written to disk.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -44,7 +44,15 @@ def read_head(patch: Path) -> Head:
         return head
 
 
-def apply(old: Path, patch: Path, out: Path, *, wanted_sha256: str, wanted_size_bytes: int) -> None:
+def apply(
+    old: Path,
+    patch: Path,
+    out: Path,
+    *,
+    wanted_sha256: str,
+    wanted_size_bytes: int,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Rebuild a `.edge` file at `out`, whole and checked or not at all.
 
     Args:
@@ -54,6 +62,8 @@ def apply(old: Path, patch: Path, out: Path, *, wanted_sha256: str, wanted_size_
         out: where the new `.edge` file goes; a temporary file of its size lies beside it meanwhile.
         wanted_sha256: of the new file, from somebody who is trusted; 64 hex digits.
         wanted_size_bytes: of the new file.
+        check: called before each block, of at most 1 MiB; what it raises ends the rebuilding, and
+            leaves nothing.
 
     Raises:
         DeltaError: the delta is damaged, or for other bundles than these.
@@ -71,7 +81,7 @@ def apply(old: Path, patch: Path, out: Path, *, wanted_sha256: str, wanted_size_
                 f"{patch} is not for what lies in {old}", hint="fetch the whole bundle"
             )
         with storage.replacing(out) as target:
-            sha256 = rebuild(file, head, base, target)
+            sha256 = rebuild(file, head, base, target, check=check)
             if sha256 != wanted_sha256:
                 raise DeltaError(
                     f"{patch} makes a file with sha256 {sha256}: it, or {old}, is damaged",
@@ -79,12 +89,20 @@ def apply(old: Path, patch: Path, out: Path, *, wanted_sha256: str, wanted_size_
                 )
 
 
-def rebuild(file: BinaryIO, head: Head, base: Base, target: BinaryIO) -> str:
+def rebuild(
+    file: BinaryIO,
+    head: Head,
+    base: Base,
+    target: BinaryIO,
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> str:
     """Write what all blocks of a delta make, and return its sha256.
 
     Args:
         file: the delta behind its head.
         target: is given at most `head.target_size_bytes`.
+        check: called before each block.
 
     Raises:
         DeltaError: the delta is damaged, and was not before its damaged block.
@@ -92,6 +110,7 @@ def rebuild(file: BinaryIO, head: Head, base: Base, target: BinaryIO) -> str:
     digest = hashlib.sha256()
     left = head.target_size_bytes
     for _ in range(head.blocks):
+        check()
         block = BlockHead.decode(file.read(BLOCK_HEAD_BYTES))
         if block.makes > left:
             raise damaged("it makes more than it says")

@@ -48,7 +48,7 @@ from edgekit.fleet.bodies import Json
 from edgekit.fleet.coordinator import Coordinator
 from edgekit.fleet.guard import SameOrigin, SecurityHeaders
 from edgekit.fleet.metrics import registry_of
-from edgekit.fleet.overview import LIST_LIMIT, Overviews, events_of
+from edgekit.fleet.overview import LIST_LIMIT, EventQuery, Overviews, events_of
 from edgekit.fleet.store import UnknownId
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -141,12 +141,13 @@ class Api:
 
         return Json(await run_in_threadpool(read))
 
-    async def list_events(self, _: Request) -> Response:
-        """The latest events, the newest first."""
+    async def list_events(self, request: Request) -> Response:
+        """The latest events, the newest first (`overview.EventQuery`)."""
+        asked = EventQuery.parse(request.query_params)
 
         def read() -> object:
             with self._store.read() as connection:
-                return events_of(connection, limit=LIST_LIMIT)
+                return events_of(connection, asked)
 
         return Json({"events": await run_in_threadpool(read)})
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgekit import storage
-from edgekit.errors import LinkError
+from edgekit.errors import LinkError, StorageError
 from edgekit.fleet import broker_config
 from edgekit.fleet.address import Address, Claim
 from edgekit.fleet.folder import FleetFolder
@@ -50,19 +50,25 @@ class Broker:
 
     Raises:
         LinkError: the port is in use, the binary is missing, or the broker does not start.
-        StorageError: the state folder cannot be used.
+        StorageError: the state folder cannot be used, or a file of the fleet cannot be read.
     """
 
     def __init__(self, *, listen: Address, state: Path, fleet: FleetFolder | None = None) -> None:
         self._fleet = fleet
+        if fleet is not None:
+            for path in _needed(fleet):
+                _require_readable(path)
         self._claim = Claim(state, what="broker")
         try:
             self.state = state
             self.listen = _free(listen)
             self._log = state / "nats.log"
+            self._log_began = self._log.stat().st_size if self._log.exists() else 0
+            # What is wrong with its configuration it says before it has a log.
+            self._said = state / "nats.err"
             configuration = state / "nats.conf"
             storage.write(configuration, self._configuration().encode(), mode=0o600)
-            self._process = _spawn([find_server(), "-c", str(configuration)])
+            self._process = _spawn([find_server(), "-c", str(configuration)], said=self._said)
         except BaseException:
             self._claim.release()
             raise
@@ -84,8 +90,7 @@ class Broker:
         """Return when the broker was closed; raise `LinkError` where it ended by itself."""
         code = self._wait()
         raise LinkError(
-            f"the broker ended by itself with code {code}: {self._last_line()}",
-            hint=f"its log is {self._log}",
+            f"the broker ended by itself with code {code}: {self._last_line()}", hint=self._hint()
         )
 
     def close(self) -> None:
@@ -149,12 +154,12 @@ mqtt {{ host: "{self.listen.host}", port: {self.listen.port} }}
             if self._process.poll() is not None:
                 raise LinkError(
                     f"the broker did not start on {self.listen}: {self._last_line()}",
-                    hint=f"its log is {self._log}",
+                    hint=self._hint(),
                 )
             if time.monotonic() > deadline:
                 raise LinkError(
                     f"the broker does not accept MQTT on {self.listen} after {START_TIMEOUT_S} s",
-                    hint=f"its log is {self._log}",
+                    hint=self._hint(),
                 )
             time.sleep(0.02)
 
@@ -162,15 +167,21 @@ mqtt {{ host: "{self.listen.host}", port: {self.listen.port} }}
         if self._fleet is None:
             return answers_mqtt(self.listen, timeout_s=1.0)
         # Nobody gets in without a certificate: that it listens is all that is seen from here.
-        try:
-            with socket.create_connection((_reachable(self.listen.host), self.listen.port), 1.0):
-                return True
-        except OSError:
-            return False
+        return listens(Address(_reachable(self.listen.host), self.listen.port), timeout_s=1.0)
+
+    def _hint(self) -> str | None:
+        return f"its log is {self._log}" if self._logged() else None
 
     def _last_line(self) -> str:
-        lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
-        return lines[-1] if lines else "it wrote no log"
+        """The last that this broker said: in its log, else on stderr."""
+        text = (self._logged() or self._said.read_bytes()).decode(errors="replace")
+        return text.splitlines()[-1] if text.strip() else "it said nothing"
+
+    def _logged(self) -> bytes:
+        """What this broker wrote to its log, and none before it."""
+        log = self._log.read_bytes() if self._log.exists() else b""
+        # A log that is shorter than it was has been begun anew.
+        return log[self._log_began :] if len(log) >= self._log_began else log
 
 
 def find_server() -> str:
@@ -218,6 +229,31 @@ def knock(
         return "refused"
 
 
+def listens(address: tuple[str, int], *, timeout_s: float) -> bool:
+    """Whether anything takes connections at `address`."""
+    try:
+        with socket.create_connection(address, timeout_s):
+            return True
+    except OSError:
+        return False
+
+
+def _needed(fleet: FleetFolder) -> tuple[Path, ...]:
+    """What of the fleet the broker reads; it does not say which of it it could not."""
+    users, issuer = (fleet.broker / n for n in (broker_config.NATS_USERS, broker_config.AUTHORITY))
+    return users, issuer, fleet.broker_certificate, fleet.broker_key
+
+
+def _require_readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as e:
+        raise StorageError(
+            f"the broker needs {path}, which cannot be read: {e.strerror}",
+            hint="run it as the user who owns that folder",
+        ) from e
+
+
 def _reachable(host: str) -> str:
     """Where a server that listens on `host` is found from this machine."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
@@ -229,19 +265,20 @@ def _free(listen: Address) -> Address:
         return Address(listen.host, bound.getsockname()[1])
 
 
-def _spawn(command: list[str]) -> subprocess.Popen[bytes]:
+def _spawn(command: list[str], *, said: Path) -> subprocess.Popen[bytes]:
     libc = ctypes.CDLL(None, use_errno=True)
 
     def die_with_parent() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
     log.debug("broker starts", extra={"command": " ".join(command)})
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # A terminal's ^C reaches the parent alone, which then ends the child in order.
-        start_new_session=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509 - one call of a library loaded before
-    )
+    with said.open("wb") as errors:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            # A terminal's ^C reaches the parent alone, which then ends the child in order.
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one call of a library loaded before
+        )

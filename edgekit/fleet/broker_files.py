@@ -23,7 +23,7 @@ from edgekit.errors import StorageError
 from edgekit.fleet import authority, broker_config
 from edgekit.fleet.address import Address
 from edgekit.fleet.authority import Authority
-from edgekit.fleet.folder import FleetFolder
+from edgekit.fleet.folder import Facts, FleetFolder
 from edgekit.fleet.members import Members
 from edgekit.signing import SigningKey
 
@@ -35,9 +35,9 @@ _PROGRAMS = {"nats.pid": "nats-server", "mosquitto.pid": "mosquitto"}
 _RENEW_FROM = 2 / 3
 
 
-def write_configuration(folder: FleetFolder) -> None:
+def write_configuration(folder: FleetFolder, facts: Facts) -> None:
     """Write what does not change with the members: `nats.conf`, `mosquitto.conf`, `ca.crt`."""
-    port = link.Broker.parse(folder.facts().broker).port
+    port = link.Broker.parse(facts.broker).port
     listen = Address("0.0.0.0", port)  # noqa: S104 - mutual TLS is what lets anybody in
     here = folder.broker.absolute()
     nats = broker_config.nats(
@@ -53,9 +53,10 @@ def write_configuration(folder: FleetFolder) -> None:
 def write_users(folder: FleetFolder, members: Members, *, clock: Clock) -> list[str]:
     """Write who may connect and what each may do; the programs that were told to read it."""
     issuer = Authority.read(folder.ca_key, folder.ca_certificate)
+    now_ms = clock.now_ms()
     with _alone(folder):
         rights = broker_config.everyone(members.current())
-        revoked = issuer.revocations(members.revoked(), now_ms=clock.now_ms())
+        revoked = issuer.revocations(members.revoked(now_ms=now_ms), now_ms=now_ms)
         storage.write(folder.broker / broker_config.REVOCATIONS, revoked)
         # mosquitto warns of an access list that everybody can read.
         _replace(folder.broker / broker_config.ACL, broker_config.mosquitto_acl(rights))

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from edgekit import errors
+from edgekit import errors, terminal
 from edgekit.errors import EdgekitError, FleetError, LinkError, StorageError, UsageError
 
 T = TypeVar("T")
@@ -120,6 +120,17 @@ def _send(connection: http.client.HTTPConnection, method: str, path: str, file: 
 
 def show(document: Any, *, as_json: bool, lines: list[str]) -> None:
     """Print a result: one JSON document, or lines for people."""
-    text = msgspec.json.encode(document).decode() if as_json else "\n".join(lines)
+    raw = msgspec.json.encode(document).decode() if as_json else ""
+    text = terminal.plain_json(raw) if as_json else _plain(lines)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def say(lines: list[str]) -> None:
+    """Tell people something beside the result, on stderr."""
+    sys.stderr.write(_plain(lines) + "\n")
+    sys.stderr.flush()
+
+
+def _plain(lines: list[str]) -> str:
+    return terminal.plain_lines("\n".join(lines))

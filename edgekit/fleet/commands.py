@@ -7,15 +7,18 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from edgekit import logs, storage
 from edgekit.errors import UsageError
-from edgekit.fleet import control_commands, identity_commands, repository_commands
-from edgekit.fleet.client import DEFAULT_URL, Client, show
-from edgekit.fleet.listing import table
+from edgekit.fleet import (
+    control_commands,
+    device_commands,
+    identity_commands,
+    repository_commands,
+)
+from edgekit.fleet.client import show
 from edgekit.fleet.publish_command import publish
 from edgekit.fleet.rollout_commands import rollout
 from edgekit.fleet.round_commands import round_
@@ -50,6 +53,7 @@ def broker(
     from edgekit.fleet.address import Address
     from edgekit.fleet.broker import Broker
     from edgekit.fleet.folder import FleetFolder
+    from edgekit.fleet.starting import broker_told
     from edgekit.link import Broker as Url
 
     _logs()
@@ -66,7 +70,8 @@ def broker(
     try:
         with _until_signal():
             document = {"url": running.url, "state": str(running.state), "pid": running.pid}
-            show(document, as_json=as_json, lines=[f"broker ready at {running.url}"])
+            told = broker_told(running.url, running.listen, for_fleet=folder is not None)
+            show(document, as_json=as_json, lines=told)
             running.wait()
     except _Ended:
         logging.getLogger(__name__).info("broker ends")
@@ -120,6 +125,7 @@ def coordinator(
     from edgekit.fleet.address import Address
     from edgekit.fleet.coordinator import Settings
     from edgekit.fleet.folder import FleetFolder
+    from edgekit.fleet.starting import coordinator_told
 
     _logs()
     address = Address.parse(listen)
@@ -163,7 +169,8 @@ def coordinator(
             "trusted": [item.id for item in trusted],
             "pid": os.getpid(),
         }
-        show(document, as_json=as_json, lines=[f"coordinator ready, dashboard at {url}/"])
+        told = coordinator_told(found, public, folder=folder, facts=facts)
+        show(document, as_json=as_json, lines=told)
 
     public = Address.parse(devices) if devices else None
     serve.run(settings, listen=address, devices=public, hosts=hosts, on_ready=ready)
@@ -181,42 +188,12 @@ for _command in (
     identity_commands.revoke,
     control_commands.command,
     control_commands.commands,
+    device_commands.devices,
+    device_commands.events,
     repository_commands.refresh,
     repository_commands.rotate_root,
 ):
     fleet.add_command(_command)
-
-
-@fleet.command(epilog="Example: edgekit fleet devices --json")
-@click.option(
-    "--coordinator",
-    "url",
-    default=DEFAULT_URL,
-    show_default=True,
-    help="The coordinator's address.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def devices(url: str, as_json: bool) -> None:
-    """List devices: connection, profile, models and their state; those that were revoked too."""
-    found = Client(url).get("/api/devices", dict[str, Any])
-    lines = table([_device_row(device) for device in found["devices"]])
-    if not found["broker_connected"]:
-        lines.append("the coordinator does not hear its broker: this is what it knew before")
-    show(found, as_json=as_json, lines=lines or ["no device has reported yet"])
-
-
-def _device_row(device: dict[str, Any]) -> tuple[str, str, str, str]:
-    models = [_model(name, model["state"]) for name, model in device["models"].items()]
-    state = "online" if device["online"] else "revoked" if device["revoked"] else "offline"
-    return device["device"], state, device["profile"] or "-", ", ".join(models) or "-"
-
-
-def _model(name: str, found: dict[str, Any]) -> str:
-    """What serves; where an update is under way or did not stay, to which version and why."""
-    version, target = found.get("version"), found.get("target")
-    way = f"{version or '-'} → {target}" if target not in (None, version) else version or "-"
-    why = f", {found['reason']}" if found.get("reason") else ""
-    return f"{name} {way} ({found.get('state', 'idle')}{why})"
 
 
 def _logs() -> None:

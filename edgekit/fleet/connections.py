@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Clients that wait to be accepted are so many at a time: all of them may become descriptors at once.
+# How many clients wait to be accepted; all of them may become descriptors at once.
 BACKLOG = 128
 DEVICES = 1024
 OPERATORS = 64
@@ -45,11 +45,13 @@ class Patience(NamedTuple):
         ask_s: for the whole head of a request, and for its body beside what the rate gives.
         rate: bytes a second at which a body comes at least.
         take_s: without taking anything of an answer that it asked for.
+        yield_s: the same, until it makes way for others: a slow link takes nothing now and then.
     """
 
     ask_s: float = 20.0
     rate: float = 512.0
     take_s: float = 300.0
+    yield_s: float = 30.0
 
 
 class Wait(NamedTuple):
@@ -65,6 +67,13 @@ def ends_at(wait: Wait, patience: Patience) -> float:
     if wait.turn == "answer":
         return wait.since_s + patience.take_s
     return wait.since_s + patience.ask_s + wait.received_bytes / patience.rate
+
+
+def makes_way(wait: Wait | None, patience: Patience, *, now_s: float) -> bool:
+    """Whether another may have the place of a client; of several such, who waited longest goes."""
+    if wait is None:
+        return False
+    return wait.turn != "answer" or now_s >= wait.since_s + patience.yield_s
 
 
 class Places(NamedTuple):
@@ -115,8 +124,11 @@ class Gate:
     def enter(self, client: Bounded) -> None:
         """Take a client in, in the place of another where there is none; or end its connection."""
         if len(self._clients) >= self._most:
-            waiting = [one for one in self._clients if one.wait is not None]
-            self._tell(client.loop.time())
+            now_s = client.loop.time()
+            waiting = [
+                one for one in self._clients if makes_way(one.wait, self._patience, now_s=now_s)
+            ]
+            self._tell(now_s)
             if not waiting:
                 client.transport.abort()
                 return

@@ -98,15 +98,13 @@ class Control:
         """
         self._take_answers()
         with self._store.read() as connection:
-            found = control_rules.next_of_each(control_rows.open_commands(connection))
-        is_open = {command.id for command in found.values()}
+            found = control_rows.open_commands(connection)
+        is_open = {command.id for command in found}
         self._attempts = {key: held for key, held in self._attempts.items() if key in is_open}
         now_ms, now_s = self._clock.now_ms(), self._clock.monotonic()
         due: list[Open] = []
         ended: list[tuple[Open, control_rules.Step]] = []
-        for command in found.values():
-            attempt = self._attempts.get(command.id)
-            what = control_rules.step(command, attempt, now_ms=now_ms, now_s=now_s)
+        for command, what in control_rules.steps(found, self._attempts, now_ms=now_ms, now_s=now_s):
             if what == "send":
                 due.append(command)
             elif what != "wait":

@@ -16,16 +16,19 @@ import msgspec
 
 from edgekit.control import MAX_TTL_S, Kind, Value
 from edgekit.errors import FleetError
-from edgekit.fleet.client import DEFAULT_URL, Client, show
+from edgekit.fleet.client import DEFAULT_URL, Client, say, show
 from edgekit.fleet.listing import paragraph, table
 from edgekit.numbers import FloatRange
 
 _POLL_S = 0.3
 _WAITING = ("waiting", "sent", "running")
+# After its expiry the coordinator has a moment to say so; what runs by then is waited for.
+_EXPIRY_ROOM_S = 5.0
 # A device that is there has answered by then.
 _SILENT_POLLS = 10
 _HINTS = {
     "expired": "edgekit fleet devices shows whether the device is online",
+    "sent": "edgekit fleet commands ID shows an answer that comes later",
     "interrupted": "nobody knows how far it came: look at the device, then ask anew",
 }
 _HINT = "docs/remote.md has every reason"
@@ -171,8 +174,9 @@ def commands(number: str | None, device: str | None, url: str, as_json: bool) ->
         return
     query = f"?device={quote(device)}" if device else ""
     listed = client.get(f"/api/commands{query}", dict[str, Any])
-    lines = table([_row(item) for item in listed["commands"]])
-    show(listed, as_json=as_json, lines=lines or ["no command was sent yet"])
+    rows = [_row(item) for item in listed["commands"]]
+    lines = table([("ASKED", "ID", "DEVICE", "STATE", "WHAT"), *rows])
+    show(listed, as_json=as_json, lines=lines if rows else ["no command was sent yet"])
 
 
 def _run(asked: Asked, kind: Kind, args: dict[str, Value]) -> None:
@@ -191,12 +195,14 @@ def _ask(asked: Asked, kind: Kind, args: dict[str, Value]) -> dict[str, Any]:
     }
     client = Client(asked.url)
     found = client.post("/api/commands", body, dict[str, Any])
-    polls = 0
+    polls, expires_s = 0, time.monotonic() + asked.ttl_s + _EXPIRY_ROOM_S
     while asked.wait and found["state"] in _WAITING:
+        if found["state"] != "running" and time.monotonic() > expires_s:
+            break
         time.sleep(_POLL_S)
         polls += 1
         if polls == _SILENT_POLLS:
-            click.echo(f"waiting; Ctrl-C leaves {found['id']} with the coordinator", err=True)
+            say([f"waiting; Ctrl-C leaves {found['id']} with the coordinator"])
         found = client.get(f"/api/commands/{found['id']}", dict[str, Any])
     return found
 
@@ -204,13 +210,15 @@ def _ask(asked: Asked, kind: Kind, args: dict[str, Value]) -> dict[str, Any]:
 def _finish(asked: Asked, found: dict[str, Any], *, lines: list[str]) -> None:
     """Print what came of it. With --wait, lines go to stdout alone, so that they can be piped."""
     if asked.wait and not asked.as_json:
-        click.echo("\n".join(_told(found)), err=True)
+        say(_told(found))
     else:
         lines = [*_told(found), *lines]
     if asked.as_json or lines:
         show(found, as_json=asked.as_json, lines=lines)
     if asked.wait and found["state"] != "done":
-        why = f": {_why(found)}" if _why(found) else ""
+        silent = f"no answer within the {asked.ttl_s:g} s that it counts"
+        said = silent if found["state"] in _WAITING else _why(found)
+        why = f": {said}" if said else ""
         raise FleetError(
             f"command {found['id']} for {found['device']} was not done ({found['state']}){why}",
             hint=_HINTS.get(found["state"], _HINT),

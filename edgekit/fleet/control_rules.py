@@ -2,12 +2,13 @@
 
 A device gets one command at a time, the next when the one before has come to an end: so a number
 that it has passed was answered, or given up. Rule: `expired` is said only of what cannot have run,
-`unanswered` only of what nobody can tell; a result that comes after all is taken.
+`unanswered` only of what nobody can tell; a result that comes after all is taken. Time runs for
+every command, also for those behind another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -75,12 +76,27 @@ class Change(NamedTuple):
 Step = Literal["send", "wait", "expire", "give_up"]
 
 
+def steps(
+    commands: Sequence[Open], attempts: Mapping[str, Attempt], *, now_ms: int, now_s: float
+) -> list[tuple[Open, Step]]:
+    """What to do with each command; those of a device come in the order of their numbers."""
+    found: list[tuple[Open, Step]] = []
+    devices: set[str] = set()
+    for command in commands:
+        if command.device in devices:
+            found.append((command, _end(command, now_ms=now_ms) or "wait"))
+            continue
+        devices.add(command.device)
+        attempt = attempts.get(command.id)
+        found.append((command, step(command, attempt, now_ms=now_ms, now_s=now_s)))
+    return found
+
+
 def step(command: Open, attempt: Attempt | None, *, now_ms: int, now_s: float) -> Step:
     """What to do with the next command of a device."""
-    if command.state == "waiting" and now_ms > command.expires_ms:
-        return "expire"
-    if now_ms > command.expires_ms + ANSWER_ROOM_MS:
-        return "give_up"
+    ends = _end(command, now_ms=now_ms)
+    if ends is not None:
+        return ends
     if not command.online or not command.boot:
         return "wait"
     if attempt is None or attempt.boot != command.boot or attempt.challenge is not None:
@@ -139,9 +155,8 @@ def change(
     return Change("refused")
 
 
-def next_of_each(commands: list[Open]) -> Mapping[str, Open]:
-    """The first command of each device, where they come in the order of their numbers."""
-    first: dict[str, Open] = {}
-    for command in commands:
-        first.setdefault(command.device, command)
-    return first
+def _end(command: Open, *, now_ms: int) -> Step | None:
+    """How a command ends by its time alone; `None` where it does not yet."""
+    if command.state == "waiting" and now_ms > command.expires_ms:
+        return "expire"
+    return "give_up" if now_ms > command.expires_ms + ANSWER_ROOM_MS else None

@@ -31,6 +31,7 @@ from edgekit.fleet.release import Builder
 from edgekit.fleet.repository import Repository
 from edgekit.fleet.rollouts import Rollouts
 from edgekit.fleet.rounds import Rounds
+from edgekit.fleet.starting import broker_command
 from edgekit.fleet.store import Store
 from edgekit.signing import PublicKey, SigningKey
 
@@ -95,7 +96,7 @@ class Coordinator:
         self.store = Store.in_folder(settings.state)
         self.repository = _repository(settings, store=self.store, clock=clock)
         self.files = Files(settings.state / "files")
-        self.rollouts = Rollouts(store=self.store, clock=clock)
+        self.rollouts = Rollouts(store=self.store, clock=clock, release_key=_release_key(settings))
         self.ingest = Ingest(
             store=self.store, clock=clock, publish=self._publish, on_change=self.wake
         )
@@ -157,12 +158,7 @@ class Coordinator:
         deadline_s = self._clock.monotonic() + _CONNECT_TIMEOUT_S
         while not self._first_up.wait(_LINK_ROOM_S):
             if self._clock.monotonic() > deadline_s:
-                reason = self._link.refused or "it does not answer"
-                raise LinkError(
-                    f"the broker at {self.settings.broker} does not let the coordinator in:"
-                    f" {reason}",
-                    hint="edgekit broker starts one; --broker names another",
-                )
+                raise self._not_let_in()
 
     def close(self) -> None:
         """End every thread; what was received is stored."""
@@ -179,6 +175,17 @@ class Coordinator:
     def wake(self) -> None:
         """Something changed: look after rollouts and desired states now."""
         self._wake.set()
+
+    def _not_let_in(self) -> LinkError:
+        """Why there is no link: nobody is there, or the broker does not want us."""
+        address = Address(self._broker.host, self._broker.port)
+        if not broker.listens(address, timeout_s=_CONNECT_TIMEOUT_S):
+            return _nobody(address, fleet=self.settings.fleet)
+        reason = self._link.refused or "it does not answer"
+        return LinkError(
+            f"the broker at {self.settings.broker} does not let the coordinator in: {reason}",
+            hint="--broker names another",
+        )
 
     def _receive(self, topic: str, payload: bytes) -> None:
         parsed = topics.parse(topic)
@@ -256,11 +263,17 @@ def require_broker(address: link.Broker, *, fleet: FleetFolder | None = None) ->
         )
     if address.tls:
         return
-    if not broker.answers_mqtt(Address(address.host, address.port), timeout_s=_CONNECT_TIMEOUT_S):
-        raise LinkError(
-            f"no MQTT broker answers at {address.host}:{address.port}",
-            hint="edgekit broker starts one; --broker names another",
-        )
+    at = Address(address.host, address.port)
+    if not broker.answers_mqtt(at, timeout_s=_CONNECT_TIMEOUT_S):
+        raise _nobody(at, fleet=None)
+
+
+def _nobody(address: Address, *, fleet: FleetFolder | None) -> LinkError:
+    starts = broker_command(fleet.path) if fleet is not None else "edgekit broker"
+    return LinkError(
+        f"no MQTT broker answers at {address}",
+        hint=f"{starts} starts one; --broker names another",
+    )
 
 
 def _repository(settings: Settings, *, store: Store, clock: Clock) -> Repository:
@@ -275,6 +288,12 @@ def _repository(settings: Settings, *, store: Store, clock: Clock) -> Repository
 def _round_key(settings: Settings) -> Path | None:
     """Whose the candidates of rounds are: in a fleet the coordinator's own key signs them."""
     return settings.fleet.control_key if settings.fleet is not None else settings.key
+
+
+def _release_key(settings: Settings) -> Callable[[], str] | None:
+    """Reads whose releases a device trusts that enrols now: the key may be exchanged meanwhile."""
+    fleet = settings.fleet
+    return None if fleet is None else lambda: PublicKey.read(fleet.trust_release).id
 
 
 def _client_id(settings: Settings) -> str:

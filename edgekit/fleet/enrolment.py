@@ -3,7 +3,8 @@
 A token lets one key in, once. Asking again for the same key gives the same certificate, so an
 answer that was lost on its way can be asked for until the token expires; any other key is refused.
 A renewal is asked with the present certificate's key, and refused once that expired, was revoked,
-or belongs to an older enrolment. All is on record before it is answered.
+or belongs to an older enrolment, before half of its lifetime has gone, and while the device holds
+as many valid certificates as it may. All is on record before it is answered.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from edgekit.signing import PublicKey
 log = logging.getLogger(__name__)
 
 _HINT = "edgekit fleet token DIR SITE/DEVICE makes a new one"
+# One in use, one that waits, and two whose keys were lost with a device's disk.
+MOST_VALID = 4
 
 
 class Office:
@@ -98,6 +101,7 @@ class Office:
         Raises:
             MessageError: the request is not one.
             UntrustedError: the present certificate is not this fleet's, or has no rights any more.
+            FleetError: another key than the one that waits asks too early, or too often.
         """
         request = enrolment.decode(raw, RenewalRequest, limit_bytes=2 * enrolment.MAX_REQUEST_BYTES)
         present = self._present(request.certificate)
@@ -112,12 +116,17 @@ class Office:
         )
         key = enrolment.requested_key(enrolment.decode(payload, RenewalAsk).csr)
         subject = authority.subject_of(present)
+        now_ms = self._clock.now_ms()
         with self._members.change() as change:
             if not change.is_current(subject):
                 raise UntrustedError(
                     f"{subject.name} was revoked, or enrolled anew since", hint=_HINT
                 )
-            made = change.certificate_for(subject, key=key.id) or self._issue(change, subject, key)
+            made = change.certificate_for(subject, key=key.id, now_ms=now_ms)
+            if made is None:
+                held = change.certificates(subject.site, subject.device, now_ms=now_ms)
+                _require_due(present, held=len(held), now_ms=now_ms)
+                made = self._issue(change, subject, key)
         log.info("certificate renewed", extra={"device": subject.name})
         return msgspec.json.encode(Renewed(certificate=made.decode()))
 
@@ -146,6 +155,7 @@ class Office:
         made = self._authority.issue_device(subject, public, days=days, now_ms=now_ms)
         pem = authority.pem(made)
         expires_ms = round(made.not_valid_after_utc.timestamp() * 1000)
+        change.forget_certificates(now_ms=now_ms)
         change.add_certificate(subject, Issued(made.serial_number, key.id, pem, now_ms, expires_ms))
         return pem
 
@@ -166,6 +176,22 @@ class Office:
             broker=self._facts.broker,
             repositories=self._facts.repositories,
             coordinator=self._facts.coordinator,
+        )
+
+
+def _require_due(present: x509.Certificate, *, held: int, now_ms: int) -> None:
+    """Refuse a renewal that no device needs yet; `held` counts its valid certificates."""
+    start, end = present.not_valid_before_utc, present.not_valid_after_utc
+    half = start + (end - start) / 2
+    if now_ms < half.timestamp() * 1000:
+        raise FleetError(
+            f"the certificate is good until {end:%Y-%m-%d}: it is too early to renew it",
+            hint=f"it can be renewed from {half:%Y-%m-%d %H:%M} UTC on",
+        )
+    if held >= MOST_VALID:
+        raise FleetError(
+            f"the device holds {held} certificates that are valid, and may have no more",
+            hint=f"one can be made when one of them has expired; {_HINT}",
         )
 
 

@@ -1,8 +1,7 @@
 """Founding: makes a fleet's folder: keys, authority, broker configurations and an empty repository.
 
-Nothing that exists is replaced. `fleet.json` is written before the repository is made from it, and
-the trust that devices get is complete only when the repository's first root is in it; a folder
-that was not made to its end is told, and to be removed.
+Nothing that exists is replaced. `fleet.json` is written last, and what holds it is a whole fleet; a
+folder that was not made to its end holds none, is told as such, and is to be removed.
 """
 
 from __future__ import annotations
@@ -53,17 +52,17 @@ def found(folder: FleetFolder, facts: Facts, *, clock: Clock, hosts: Sequence[st
     _write_key(folder.broker_key, SigningKey.generate())
     names = (link.Broker.parse(facts.broker).host, *hosts)
     broker_files.renew_services(folder, hosts=names, clock=clock)
-    folder.write_facts(facts)
-    broker_files.write_configuration(folder)
+    broker_files.write_configuration(folder, facts)
     broker_files.write_users(folder, Members(folder.members), clock=clock)
     tuf.make(folder, clock=clock)
+    folder.write_facts(facts)
 
 
 def _require_empty(folder: FleetFolder) -> None:
     present = sorted(path.name for path in folder.path.glob("*")) if folder.path.exists() else []
     if not present:
         return
-    if folder.facts_file.exists() and folder.trust_root.exists():
+    if folder.facts_file.exists():
         raise FleetError(f"{folder.path} holds a fleet already", hint="name another folder")
     raise FleetError(
         f"{folder.path} is not empty, and no whole fleet: it holds {', '.join(present[:8])}",

@@ -56,6 +56,7 @@ def init(
 
     from edgekit.fleet.folder import Facts, FleetFolder
     from edgekit.fleet.founding import found
+    from edgekit.fleet.starting import broker_command, coordinator_command
 
     try:
         facts = msgspec.convert(
@@ -78,7 +79,8 @@ def init(
     lines = [
         f"{folder} holds the fleet {name!r}",
         f"move {fleet.offline} to a medium of its own, and {fleet.release} to whoever releases",
-        f"edgekit broker --fleet {folder} and edgekit coordinator --fleet {folder} start it",
+        f"{broker_command(folder)} starts its broker",
+        f"{coordinator_command(folder, facts)} starts its coordinator",
     ]
     show(document, as_json=as_json, lines=lines)
 
@@ -108,8 +110,9 @@ def token(
 ) -> None:
     """Make one-time tokens, each of which lets the device of its name enrol once.
 
-    A token is a secret until it is used. Without --out it is printed. Enrolling a name anew takes
-    the rights of whatever had the name before.
+    A token is a secret until it is used. Without --out it is printed; with it, it goes to the file
+    SITE_DEVICE.token, and none that is there is replaced. Enrolling a name anew takes the rights of
+    whatever had the name before.
     """
     from edgekit.fleet.folder import FleetFolder
     from edgekit.fleet.members import Members
@@ -119,18 +122,25 @@ def token(
     wanted = [_parse(name, known) for name in _numbered(names, count)]
     if len(set(wanted)) != len(wanted):
         raise UsageError("a device is named twice")
+    files = [] if out is None else [_token_file(out, site, device) for site, device in wanted]
+    if there := [path for path in files if path.exists()]:
+        raise UsageError(
+            f"{there[0]} is there already, and no token was made",
+            hint="remove it, or name another folder with --out",
+        )
     clock = SystemClock()
     expires_ms = clock.now_ms() + round(hours * 3_600_000)
     made = Members(fleet.members).new_tokens(wanted, expires_ms=expires_ms, now_ms=clock.now_ms())
     tokens: list[dict[str, Any]] = []
-    for (site, device), one in zip(wanted, made, strict=True):
+    if out is not None:
+        storage.make_folder(out, mode=0o700)
+    for number, ((site, device), one) in enumerate(zip(wanted, made, strict=True)):
         entry: dict[str, Any] = {"device": f"{site}/{device}", "expires_at_ms": expires_ms}
         if out is None:
             entry["token"] = one.text
         else:
-            storage.make_folder(out, mode=0o700)
-            path = out / f"{site}-{device}.token"
-            storage.write(path, f"{one.text}\n".encode(), mode=0o600)
+            path = files[number]
+            storage.write(path, f"{one.text}\n".encode(), mode=0o600, exclusive=True)
             entry["file"] = str(path)
         tokens.append(entry)
     lines = table([(entry["device"], entry.get("token") or entry["file"]) for entry in tokens])
@@ -199,6 +209,11 @@ def _numbered(names: tuple[str, ...], count: int | None) -> list[str]:
     if count is None:
         return list(names)
     return [f"{name}-{number}" for name in names for number in range(1, count + 1)]
+
+
+def _token_file(out: Path, site: str, device: str) -> Path:
+    """Where a token goes; no id has a `_`, so that no two devices share a file."""
+    return out / f"{site}_{device}.token"
 
 
 def _parse(name: str, sites: tuple[str, ...]) -> tuple[str, str]:

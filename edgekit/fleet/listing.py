@@ -1,7 +1,8 @@
 """Listing: tables and paragraphs that fit the terminal they are printed on.
 
 Promise: no line is wider than the terminal, or than 100 columns where there is none, as long as no
-single word is. What does not fit goes on below, indented.
+single word is. What does not fit goes on below, indented. No cell can begin a line of its own: what
+it says of line ends and terminals is replaced.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Sequence
+
+from edgekit.terminal import plain
 
 _WIDTH = 100
 _GAP = "  "
@@ -30,6 +33,7 @@ def table(rows: Sequence[Sequence[str]], *, width: int | None = None) -> list[st
         width: columns that there are; the terminal's if not given.
     """
     width = width or terminal_width()
+    rows = [[plain(cell) for cell in row] for row in rows]
     sizes = [max(map(len, column)) for column in zip(*(row[:-1] for row in rows), strict=True)]
     start = sum(size + len(_GAP) for size in sizes)
     longest = max((len(word) for row in rows for word in row[-1].split()), default=0)
@@ -54,7 +58,7 @@ def paragraph(text: str, *, indent: str = "", width: int | None = None) -> list[
 
 def _wrap(first: str, text: str, *, indent: str, width: int) -> list[str]:
     return textwrap.wrap(
-        text,
+        plain(text),
         width,
         initial_indent=first,
         subsequent_indent=indent,

@@ -2,7 +2,8 @@
 
 In SQLite, because the coordinator (enrolment, renewal) and commands (`token`, `revoke`) write it
 from processes of their own. A device is known by site and id; each enrolment of a name is a new
-generation, and only certificates of the latest have rights. What was revoked stays on record.
+generation, and only certificates of the latest have rights. That a device was revoked stays on
+record; a certificate is forgotten when it expired long ago, except for the last of its device.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from edgekit.fleet.authority import Revoked, Subject
 from edgekit.signing import PublicKey
 
 _WAIT_S = 10.0
+_DAY_MS = 86_400_000
+# A broker whose clock is behind may take an expired certificate for valid, and is told of it still.
+_LISTED_MS = _DAY_MS
+_KEPT_MS = 30 * _DAY_MS
 # Where SQLite counts the transactions that changed a database (its file format, section 1.3).
 _COUNTER_AT = 24
 _SCHEMA = """
@@ -144,10 +149,10 @@ class Members:
         with self.change() as change:
             return change.every()
 
-    def revoked(self) -> list[Revoked]:
-        """Every certificate that was revoked."""
+    def revoked(self, *, now_ms: int) -> list[Revoked]:
+        """Every certificate that was revoked and has not expired yet, for a day more."""
         with self.change() as change:
-            return change.revoked()
+            return change.revoked(now_ms=now_ms)
 
     def new_tokens(
         self, names: Sequence[tuple[str, str]], *, expires_ms: int, now_ms: int
@@ -184,9 +189,11 @@ class Change:
         )
         return [Member(*row) for row in rows]
 
-    def revoked(self) -> list[Revoked]:
+    def revoked(self, *, now_ms: int) -> list[Revoked]:
         rows = self._do(
-            "SELECT serial, revoked_ms FROM certificates WHERE revoked_ms IS NOT NULL ORDER BY 1"
+            "SELECT serial, revoked_ms FROM certificates"
+            " WHERE revoked_ms IS NOT NULL AND expires_ms > ? ORDER BY 1",
+            (now_ms - _LISTED_MS,),
         )
         return [Revoked(int(serial, 16), at_ms) for serial, at_ms in rows]
 
@@ -241,12 +248,22 @@ class Change:
             (f"{issued.serial:x}", *subject, *issued[1:]),
         )
 
-    def certificate_for(self, subject: Subject, *, key: str) -> bytes | None:
-        """What was issued last to a subject for a key, in PEM."""
+    def forget_certificates(self, *, now_ms: int) -> None:
+        """Remove certificates that expired long ago, but the last of each device."""
+        self._do(
+            "DELETE FROM certificates AS old WHERE expires_ms < ? AND EXISTS"
+            " (SELECT 1 FROM certificates AS later WHERE later.site = old.site"
+            " AND later.device = old.device AND later.expires_ms > old.expires_ms)",
+            (now_ms - _KEPT_MS,),
+        )
+
+    def certificate_for(self, subject: Subject, *, key: str, now_ms: int) -> bytes | None:
+        """What was issued last to a subject for a key and has not expired, in PEM."""
         row = self._do(
             "SELECT pem FROM certificates WHERE site = ? AND device = ? AND generation = ?"
-            " AND key = ? AND revoked_ms IS NULL ORDER BY issued_ms DESC LIMIT 1",
-            (*subject, key),
+            " AND key = ? AND revoked_ms IS NULL AND expires_ms > ?"
+            " ORDER BY issued_ms DESC LIMIT 1",
+            (*subject, key, now_ms),
         ).fetchone()
         return row[0] if row else None
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 import sqlalchemy as sa
 
 from edgekit.clock import SystemClock
+from edgekit.errors import UsageError
 from edgekit.fleet import inventory, repository, rollout_views, series, store, telemetry
 from edgekit.fleet.coordinator import Coordinator
 from edgekit.fleet.ingest import Counts
@@ -16,11 +19,28 @@ from edgekit.fleet.repository import Published
 from edgekit.fleet.rollout_views import RolloutView
 from edgekit.fleet.series import SeriesView
 from edgekit.fleet.telemetry import VariantView
+from edgekit.structs import Strict
 
 LIST_LIMIT = 50
 SHOWN_DEVICES = 500
 WINDOW_MINUTES = 15
 _MAX_AGE_S = 1.0
+
+
+class EventQuery(Strict, frozen=True, kw_only=True):
+    """Which events are asked for, the newest first: of one device, of one kind, at most `limit`."""
+
+    device: str | None = None
+    kind: str | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = LIST_LIMIT
+
+    @classmethod
+    def parse(cls, asked: Mapping[str, str]) -> EventQuery:
+        """Read the query of a URL, raising `UsageError` that names the wrong part."""
+        try:
+            return msgspec.convert(dict(asked), cls, strict=False)
+        except msgspec.ValidationError as e:
+            raise UsageError(f"the query for events is not valid: {e}") from e
 
 
 class EventView(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +114,7 @@ class Overviews:
                 bundles=repository.every(connection)[:LIST_LIMIT],
                 rollouts=rollout_views.latest(connection, limit=10),
                 series=series.latest(connection, limit=5),
-                events=events_of(connection, limit=LIST_LIMIT),
+                events=events_of(connection, EventQuery()),
             )
 
 
@@ -108,9 +128,14 @@ def count_devices(connection: sa.Connection) -> tuple[int, int]:
     return known or 0, online or 0
 
 
-def events_of(connection: sa.Connection, *, limit: int) -> list[EventView]:
-    """The latest events, the newest first."""
-    query = sa.select(store.events).order_by(store.events.c.id.desc()).limit(limit)
+def events_of(connection: sa.Connection, asked: EventQuery) -> list[EventView]:
+    """The latest events, the newest first, raising `UnknownId` for a device that is not known."""
+    table = store.events
+    query = sa.select(table).order_by(table.c.id.desc()).limit(asked.limit)
+    if asked.device is not None:
+        query = query.where(table.c.device == inventory.find(connection, asked.device).device)
+    if asked.kind is not None:
+        query = query.where(table.c.kind == asked.kind)
     return [
         EventView(**{**row, "facts": store.from_json(row["facts"], dict)})
         for row in connection.execute(query).mappings()

@@ -69,10 +69,11 @@ def _sign(bundle: Path, folder: Path, *, release_key: Path | None, deltas: bool)
     from edgekit.clock import SystemClock
     from edgekit.fleet.folder import FleetFolder
     from edgekit.fleet.tuf.publish import publish as sign
+    from edgekit.fleet.tuf.signers import is_here
 
     fleet = FleetFolder(folder)
     key = release_key or fleet.release_key
-    if not key.exists():
+    if not is_here(key):
         raise FleetError(
             f"{key} is needed to sign the release and is not here",
             hint="--release-key FILE names it where it is kept",

@@ -46,7 +46,9 @@ class Plan(Strict, frozen=True, kw_only=True):
         waves: as the operator gave them: counts or percentages of the devices, cumulative.
         ends: how many devices, of those that take part, are asked after each wave, growing.
         max_failures: more failed devices than this halt the rollout.
-        timeout_s: within this a device must serve the new version, confirmed.
+        timeout_s: within this a device must serve the new version, confirmed; its canary is not
+            counted.
+        warnings: what an operator should know before it goes on, in sentences.
     """
 
     model: ModelName
@@ -56,6 +58,7 @@ class Plan(Strict, frozen=True, kw_only=True):
     max_failures: Annotated[int, msgspec.Meta(ge=0)] = 0
     timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
     site: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Wave(msgspec.Struct, frozen=True):
@@ -86,10 +89,16 @@ Step = Wave | Wait | Halt | Done
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """How one device fares."""
+    """How one device fares.
+
+    Attributes:
+        in_canary: whether it compares the bundle on its live inputs now. That takes hours where
+            inputs are rare; the device has a limit of its own, and says what came of it.
+    """
 
     outcome: Outcome
     reason: str = ""
+    in_canary: bool = False
 
 
 def ends_of(waves: Sequence[str], *, devices: int) -> tuple[int, ...]:
@@ -169,26 +178,37 @@ def judge(
         digest: of the bundle it shall serve.
         taken: whether it has reported the desired state by which it was asked.
         online: whether it is connected.
-        waited_s: since it was asked.
+        waited_s: since it was asked, or since its time began anew (`begins_anew`).
         timeout_s: how long it may take.
         failed_before: whether it had failed with this very bundle when it was asked; its first
             words then may still be of that failure, and count only after `OLD_NEWS_S`.
 
     A device that was never reached is `late`, not failed: it moves when it comes back. One that
-    was reached and fell silent has failed, for the new bundle may be why. One that still compares
-    the bundle on its live inputs has its own time limit, and says what came of it.
+    was reached and fell silent has failed, for the new bundle may be why.
     """
     if taken and state.digest == digest and state.state in ("confirmed", "idle"):
         return Verdict("moved")
     old_news = failed_before and waited_s < OLD_NEWS_S
     if taken and not old_news and has_failed(state, digest=digest):
         return Verdict("failed", state.detail or state.reason or state.state)
-    is_trying = online and state.state == "canary" and state.target_digest == digest
-    if waited_s < timeout_s or (taken and is_trying):
-        return Verdict("moving")
+    in_canary = taken and online and state.state == "canary" and state.target_digest == digest
+    if waited_s < timeout_s or in_canary:
+        return Verdict("moving", in_canary=in_canary)
     if not taken and not online:
         return Verdict("late", f"offline for {waited_s:.0f} s")
-    return Verdict("failed", f"{state.state} after {timeout_s:.0f} s")
+    share = "" if state.progress is None else f" at {int(state.progress * 100)} %"
+    was = f"was {state.state}{share}" if taken else "the request was not taken"
+    silent = "" if online else ", now offline"
+    return Verdict("failed", f"timeout: not confirmed within {timeout_s:g} s ({was}{silent})")
+
+
+def begins_anew(*, waited_s: float, timeout_s: float) -> bool:
+    """Whether the time of a device that is in its canary begins anew now.
+
+    Not at every look, for each writes to the disk: after its canary a device has nine tenths of
+    its time at least.
+    """
+    return waited_s >= timeout_s / 10
 
 
 def leaves(outcome: Outcome) -> bool:

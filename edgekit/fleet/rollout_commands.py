@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from typing import Any
 
 import click
 
 from edgekit.errors import FleetError
-from edgekit.fleet.client import DEFAULT_URL, Client, show
+from edgekit.fleet import wording
+from edgekit.fleet.client import DEFAULT_URL, Client, say, show
 from edgekit.fleet.listing import paragraph, table
+from edgekit.fleet.watching import follow
 from edgekit.numbers import FloatRange
 
-_POLL_S = 0.5
+_HEAD = ("DEVICE", "WAVE", "OUTCOME", "SERVES", "UPDATE", "NOTE")
+_MOST_TOLD = 8
 _DEFAULT_WAVES = ("1", "50%", "100%")
 _coordinator = click.option(
     "--coordinator",
@@ -48,7 +51,8 @@ def rollout() -> None:
     default=600.0,
     show_default=True,
     type=FloatRange(min=0, min_open=True),
-    help="Seconds that a device has until it serves the version, confirmed.",
+    help="Seconds that a device has until it serves the version, confirmed. Its canary does"
+    " not count; hours in which its download window is shut do.",
 )
 @click.option("--site", help="Only devices of this site.")
 @click.option("--device", "devices", multiple=True, help="Only these devices: ID or SITE/ID.")
@@ -85,6 +89,8 @@ def create(
     client = Client(url)
     found = client.post("/api/rollouts", body, dict[str, Any])
     if watch:
+        for warning in found["warnings"]:
+            say(paragraph(f"warning: {warning}"))
         found = _watch(client, found)
     _show(found, as_json=as_json)
     if watch and found["state"] != "done":
@@ -146,26 +152,61 @@ def _move(url: str, number: int, move: str, *, as_json: bool) -> None:
 
 
 def _watch(client: Client, found: dict[str, Any]) -> dict[str, Any]:
-    said = ""
-    while True:
-        if (line := _line(found)) != said:
-            said = line
-            click.echo("\n".join(paragraph(line)), err=True)
-        if found["state"] not in ("running", "paused"):
-            return found
-        time.sleep(_POLL_S)
-        found = client.get(f"/api/rollouts/{found['id']}", dict[str, Any])
+    return follow(
+        client,
+        f"/api/rollouts/{found['id']}",
+        found,
+        going=("running", "paused"),
+        told=lambda now: [paragraph(_line(now)), *_moving(now)],
+        what=f"rollout {found['id']}",
+        command=f"edgekit rollout show {found['id']}",
+    )
 
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
-    devices = table([_row(device) for device in found["devices"]])
-    show(found, as_json=as_json, lines=[*paragraph(_line(found)), *devices])
+    warnings = [line for item in found["warnings"] for line in paragraph(f"warning: {item}")]
+    devices = table([_HEAD, *(_row(one, version=found["version"]) for one in found["devices"])])
+    show(found, as_json=as_json, lines=[*paragraph(_line(found)), *warnings, *devices])
 
 
-def _row(device: dict[str, Any]) -> tuple[str, ...]:
-    wave = "no wave" if device["wave"] is None else f"wave {device['wave']}"
-    name, version = f"  {device['device']}", device["version"] or "-"
-    return name, wave, device["outcome"], version, device["reason"]
+def _row(device: dict[str, Any], *, version: str) -> tuple[str, ...]:
+    wave = "-" if device["wave"] is None else str(device["wave"])
+    state = wording.step(device["update"], device["progress"])
+    other = "" if device["target"] in (None, version) else f" of {device['target']}"
+    there = "" if device["online"] else f"; {wording.seen(device)}"
+    return (
+        device["device"],
+        wave,
+        device["outcome"],
+        device["version"] or "none",
+        f"{state}{other}{there}",
+        "; ".join(filter(None, (device["reason"], *_canary(device)))),
+    )
+
+
+def _canary(device: dict[str, Any]) -> tuple[str, str]:
+    """How the canary of a device that moved ended, and what it measured."""
+    end = device["canary"] if device["outcome"] == "moved" else None
+    how = "" if end is None else f"canary {end['outcome']}: {end['detail']}"
+    return how, wording.figures(device["figures"])
+
+
+def _moving(found: dict[str, Any]) -> list[list[str]]:
+    """What the devices that were asked do now: each, or how many where they are many."""
+    moving = [device for device in found["devices"] if device["outcome"] == "moving"]
+    if len(moving) > _MOST_TOLD:
+        counts = Counter(device["update"] for device in moving)
+        told = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+        return [paragraph(f"moving: {told}", indent="  ")]
+    return [paragraph(f"{device['device']}: {_doing(device)}", indent="  ") for device in moving]
+
+
+def _doing(device: dict[str, Any]) -> str:
+    """To the tenth: each step of one per cent would be a line."""
+    progress = device["progress"]
+    tenth = None if progress is None else int(progress * 10) / 10
+    state = wording.step(device["update"], tenth)
+    return state if device["online"] else f"{state}; {wording.seen(device)}"
 
 
 def _line(found: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
 import msgspec
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from edgekit.clock import Clock
 from edgekit.errors import FleetError
-from edgekit.fleet import desired, inventory, repository, rights, rollout, store
+from edgekit.fleet import desired, inventory, repository, rights, rollout, rollout_choice, store
 from edgekit.fleet.inventory import Device
 from edgekit.fleet.repository import Published
 from edgekit.fleet.rollout import Plan, State, Verdict
@@ -35,11 +35,19 @@ class Request(Strict, frozen=True, kw_only=True):
 
 
 class Rollouts:
-    """Creates rollouts and carries them on."""
+    """Creates rollouts and carries them on.
 
-    def __init__(self, *, store: Store, clock: Clock) -> None:
+    Args:
+        release_key: tells the id of the key whose releases devices trust that enrol now; `None`
+            where none enrols.
+    """
+
+    def __init__(
+        self, *, store: Store, clock: Clock, release_key: Callable[[], str] | None = None
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._release_key = release_key
 
     def create(self, request: Request) -> int:
         """Begin a rollout and return its id; its first wave is asked at the next `step`.
@@ -55,13 +63,13 @@ class Rollouts:
                     f"{request.model} {request.version} is not published",
                     hint="edgekit publish BUNDLE puts it into the repository",
                 )
-            chosen = _choose(connection, request)
-            _check_free(connection, request.model, chosen)
+            chosen = rollout_choice.choose(connection, site=request.site, named=request.devices)
+            rollout_choice.check_free(connection, request.model, chosen)
             able = [device for device in chosen if device.profile in bundles]
             if not able:
                 raise FleetError(
                     f"no device can take {request.model} {request.version}: it is published for "
-                    f"{', '.join(sorted(bundles))}, and {_profiles(chosen)}",
+                    f"{', '.join(sorted(bundles))}, and {rollout_choice.told(chosen)}",
                     hint="edgekit fleet devices shows the profile of each device",
                 )
             plan = Plan(
@@ -72,6 +80,7 @@ class Rollouts:
                 max_failures=request.max_failures,
                 timeout_s=request.timeout_s,
                 site=request.site,
+                warnings=self._warnings(able, bundles),
             )
             number = _insert(connection, plan, now_ms=now_ms)
             rows = _device_rows(number, chosen, bundles)
@@ -101,6 +110,14 @@ class Rollouts:
         """End a rollout and give every device that was asked what it had before."""
         self._move(number, "aborted", reason="aborted by an operator")
 
+    def _warnings(
+        self, able: Sequence[Device], bundles: Mapping[str, Published]
+    ) -> tuple[str, ...]:
+        if self._release_key is None:
+            return ()
+        taken = [bundles[profile] for profile in rollout_choice.profiles_of(able)]
+        return rollout_choice.warnings(taken, release_key=self._release_key())
+
     def _move(self, number: int, state: State, *, reason: str = "") -> None:
         now_ms = self._clock.now_ms()
         with self._store.write() as connection:
@@ -120,8 +137,13 @@ class Rollouts:
         rows = _participants(connection, number)
         for position, device in _unsettled(connection, rows):
             found = rows[position]
-            verdict = _judge(found, device, plan, now_ms=now_ms)
+            waited_s = (now_ms - found["asked_ms"]) / 1000
+            verdict = _judge(found, device, plan, waited_s=waited_s)
             rows[position] = _note(connection, found, verdict)
+            if verdict.in_canary and rollout.begins_anew(
+                waited_s=waited_s, timeout_s=plan.timeout_s
+            ):
+                connection.execute(_member(found).values(asked_ms=now_ms))
         step = rollout.next_step(plan, [found["outcome"] for found in rows])
         if isinstance(step, rollout.Halt):
             _wind_up(connection, number, plan.model, now_ms=now_ms)
@@ -138,45 +160,6 @@ class Rollouts:
         else:
             _set_state(connection, number, "done", "", now_ms=now_ms)
             _log(connection, "rollout done", number, "", now_ms=now_ms)
-
-
-def _choose(connection: sa.Connection, request: Request) -> list[Device]:
-    """The devices of a rollout: those online first, so that a canary can answer."""
-    if request.devices:
-        named = [inventory.find_enrolled(connection, name) for name in request.devices]
-        found = {device.device: device for device in named}
-        chosen = [device for device in found.values() if request.site in (None, device.site)]
-    else:
-        chosen = inventory.every(connection, site=request.site, revoked=False)
-    if not chosen:
-        raise FleetError(
-            "no device has reported yet" + (f" at site {request.site}" if request.site else ""),
-            hint="start edgekitd on a device with a [fleet] section in its configuration",
-        )
-    return sorted(chosen, key=lambda device: (not device.online, device.device))
-
-
-def _check_free(connection: sa.Connection, model: str, chosen: Sequence[Device]) -> None:
-    """Two rollouts of one model must not pull at one device."""
-    table, members = store.rollouts, store.rollout_devices
-    query = sa.select(table).where(table.c.state.in_(("running", "paused")))
-    for row in connection.execute(query).mappings().all():
-        if plan_of(row).model != model:
-            continue
-        takes_part = members.c.outcome.not_in(rollout.NO_PART)
-        in_it = sa.select(members.c.device).where(members.c.rollout == row["id"], takes_part)
-        busy = set(connection.scalars(in_it))
-        shared = sorted(busy & {device.device for device in chosen})
-        if shared:
-            raise FleetError(
-                f"rollout {row['id']} of {model} is {row['state']} and has {shared[0]} in it",
-                hint=f"edgekit rollout abort {row['id']} ends it",
-            )
-
-
-def _profiles(chosen: Sequence[Device]) -> str:
-    profiles = sorted({device.profile or "unknown" for device in chosen})
-    return f"the {len(chosen)} devices have {', '.join(profiles)}"
 
 
 def _insert(connection: sa.Connection, plan: Plan, *, now_ms: int) -> int:
@@ -227,14 +210,14 @@ def _unsettled(connection: sa.Connection, rows: Sequence[store.Row]) -> list[tup
     return [(open_ones[name], device) for name, device in found.items()]
 
 
-def _judge(found: store.Row, device: Device, plan: Plan, *, now_ms: int) -> Verdict:
+def _judge(found: store.Row, device: Device, plan: Plan, *, waited_s: float) -> Verdict:
     serial = device.reported.serial if device.reported else 0
     return rollout.judge(
         device.state_of(plan.model),
         digest=store.from_json(found["wanted"], Wanted).digest,
         taken=serial >= found["serial"],
         online=device.online,
-        waited_s=(now_ms - found["asked_ms"]) / 1000,
+        waited_s=waited_s,
         timeout_s=plan.timeout_s,
         failed_before=found["failed_before"],
     )

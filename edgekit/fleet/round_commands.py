@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import click
 from edgekit.errors import FleetError, UsageError
 from edgekit.fleet.client import DEFAULT_URL, Client, show
 from edgekit.fleet.listing import paragraph
+from edgekit.fleet.watching import follow
 from edgekit.numbers import FloatRange
 
-_POLL_S = 0.5
 _coordinator = click.option(
     "--coordinator",
     "url",
@@ -139,26 +138,25 @@ def _send(client: Client, file: Path) -> str:
 
 
 def _watch(client: Client, found: dict[str, Any]) -> dict[str, Any]:
-    said: set[str] = set()
-    while True:
-        for told in _told(found):
-            if told not in said:
-                said.add(told)
-                click.echo(told, err=True)
-        if found["state"] not in ("training", "building"):
-            return found
-        time.sleep(_POLL_S)
-        found = client.get(f"/api/rounds/{found['id']}", dict[str, Any])
+    return follow(
+        client,
+        f"/api/rounds/{found['id']}",
+        found,
+        going=("training", "building"),
+        told=_told,
+        what=f"series {found['id']}",
+        command=f"edgekit round show {found['id']}",
+    )
 
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
-    show(found, as_json=as_json, lines=_told(found))
+    show(found, as_json=as_json, lines=[line for lines in _told(found) for line in lines])
 
 
-def _told(found: dict[str, Any]) -> list[str]:
+def _told(found: dict[str, Any]) -> list[list[str]]:
     """What there is to say of a series, and of each of its rounds."""
     rounds = [paragraph(_round_line(item), indent="  ") for item in found["rounds"]]
-    return ["\n".join(lines) for lines in (paragraph(_line(found)), *rounds)]
+    return [paragraph(_line(found)), *rounds]
 
 
 def _line(found: dict[str, Any]) -> str:

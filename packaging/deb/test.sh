@@ -5,13 +5,14 @@
 # usage: test.sh FOLDER PYTEST [systemd]     as root
 set -eu
 arch=${DEB_ARCH:-$(dpkg --print-architecture)}
-emulated=
+there() { "$@"; }
 if [ "$arch" != "$(dpkg --print-architecture)" ]; then
   if [ -n "${3:-}" ]; then
     echo "systemd is booted on the machine's own architecture only" >&2
     exit 2
   fi
-  emulated="$(dirname -- "$(readlink -f -- "$0")")/emulated.sh $arch"
+  here=$(dirname -- "$(readlink -f -- "$0")")
+  there() { "$here/emulated.sh" "$arch" "$@"; }
   echo "$arch is emulated by qemu: no time that is shown here is a board's" >&2
 fi
 package=$(ls -t "$1"/edgekit_*_"$arch".deb | head -n 1)
@@ -24,19 +25,20 @@ done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # A board that is booted has no network, so what the package depends on is there before.
-$emulated debootstrap --arch="$arch" --variant=minbase \
+there debootstrap --arch="$arch" --variant=minbase \
   ${3:+--include=adduser,libstdc++6,python3,systemd-sysv} bookworm "$work/root" >"$work/log" || {
   tail -n 20 "$work/log" >&2
   exit 1
 }
 EDGEKIT_DEB=$(readlink -f -- "$package")
 export EDGEKIT_DEB
+if [ -n "${3:-}" ]; then
+  EDGEKIT_SYSTEMD_ROOT=$work/root "$2" tests/system/test_systemd.py
+  exit
+fi
 if [ "$arch" = arm64 ]; then
   export EDGEKIT_WHEELHOUSE="$work/wheelhouse"
   "$(dirname -- "$2")/edgekit" device wheelhouse --profile raspberry-pi-5 --out "$EDGEKIT_WHEELHOUSE"
 fi
-if [ -n "${3:-}" ]; then
-  EDGEKIT_SYSTEMD_ROOT=$work/root "$2" tests/system/test_systemd.py
-else
-  EDGEKIT_DEB_ROOT=$work/root $emulated "$2" tests/system/test_deb.py
-fi
+export EDGEKIT_DEB_ROOT="$work/root"
+there "$2" tests/system/test_deb.py

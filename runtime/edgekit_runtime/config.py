@@ -157,7 +157,8 @@ class FleetSection(Strict, frozen=True, kw_only=True):
     enrolment where they are not set here, or `insecure`: nothing of what it is told is signed.
 
     Attributes:
-        identity: folder that `edgekit device enroll` made.
+        identity: folder that `edgekit device enroll` makes; where nothing is said, and not
+            `insecure`, it is `identity` in the state folder.
         insecure: for demonstrations on one machine: no certificate, unsigned wishes.
         broker: `mqtts://HOST:PORT`; `mqtt://` where insecure.
         repository: base of bundle addresses; an `http` or `https` URL that ends in `/`.
@@ -181,8 +182,6 @@ class FleetSection(Strict, frozen=True, kw_only=True):
     outbox_age_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
 
     def __post_init__(self) -> None:
-        if self.identity is None and not self.insecure:
-            raise ValueError("identity is missing: edgekit device enroll makes one")
         if self.identity is not None and self.insecure:
             raise ValueError("identity and insecure exclude each other")
         if self.insecure and (self.broker is None or self.repository is None):
@@ -299,11 +298,16 @@ def decode(raw: bytes, *, what: str) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ConfigError(f"{what} is not TOML: {e}") from e
     try:
-        return msgspec.convert(tree, Config, dec_hook=_path)
+        found = msgspec.convert(tree, Config, dec_hook=_path)
     except msgspec.ValidationError as e:
         is_about_sections = "$" not in str(e)
         hint = f"sections are {_SECTIONS}" if is_about_sections else _HINT
         raise ConfigError(f"{what}: {e}", hint=hint) from e
+    fleet = found.fleet
+    if fleet is None or fleet.insecure or fleet.identity is not None:
+        return found
+    own = msgspec.structs.replace(fleet, identity=found.state.folder / "identity")
+    return msgspec.structs.replace(found, fleet=own)
 
 
 def _path(kind: type, value: object) -> Path:

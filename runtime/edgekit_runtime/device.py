@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,9 @@ from edgekit_runtime.config import DEFAULT_PATH
 from edgekit_runtime.doctor.command import doctor
 from edgekit_runtime.enroll_command import enroll
 from edgekit_runtime.install.commands import install, wheelhouse
+
+if TYPE_CHECKING:
+    from edgekit_runtime.config import Config
 
 _config = click.option(
     "--config",
@@ -71,7 +74,12 @@ def status(path: Path, as_json: bool) -> None:
 
     Example: edgekit device status --config /etc/edgekit/device.toml --json
     """
-    found = _status(path)
+    from edgekit_runtime import config
+    from edgekit_runtime.reach import reaching
+
+    settings = config.read(path)
+    with reaching(settings.state.folder):
+        found = _status(settings)
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -105,18 +113,22 @@ def rollback(path: Path, as_json: bool, model: str) -> None:
     """
     from edgekit_runtime import config
     from edgekit_runtime.lock import is_running
+    from edgekit_runtime.reach import reaching
     from edgekit_runtime.slots import Slots
 
     state = config.read(path).state.folder
     slots = Slots(state)
-    if model not in slots.names():
-        raise UsageError(f"no model {model!r} is installed", hint="edgekit device status lists all")
-    record = slots.read(model)
-    if record.previous is None:
-        raise UsageError(f"{model} has no version to go back to")
-    version = record.slots[record.previous].version
-    slots.ask(model, "rollback")
-    found = {"model": model, "version": version, "running": is_running(state)}
+    with reaching(state, writes=True):
+        if model not in slots.names():
+            raise UsageError(
+                f"no model {model!r} is installed", hint="edgekit device status lists all"
+            )
+        record = slots.read(model)
+        if record.previous is None:
+            raise UsageError(f"{model} has no version to go back to")
+        version = record.slots[record.previous].version
+        slots.ask(model, "rollback")
+        found = {"model": model, "version": version, "running": is_running(state)}
     if as_json:
         click.echo(json.dumps(found))
     else:
@@ -138,18 +150,20 @@ def cancel(path: Path, as_json: bool, model: str) -> None:
     """
     from edgekit_runtime import config, update
     from edgekit_runtime.lock import is_running
+    from edgekit_runtime.reach import reaching
     from edgekit_runtime.slots import Slots
 
     state = config.read(path).state.folder
     slots = Slots(state)
-    record = slots.read(model) if model in slots.names() else None
-    if record is None or record.update is None or record.state not in update.REPLACEABLE:
-        raise UsageError(
-            f"no update of {model!r} is under way", hint="edgekit device status lists all"
-        )
-    slots.ask(model, "cancel")
-    version = record.update.wanted.version
-    found = {"model": model, "version": version, "running": is_running(state)}
+    with reaching(state, writes=True):
+        record = slots.read(model) if model in slots.names() else None
+        if record is None or record.update is None or record.state not in update.REPLACEABLE:
+            raise UsageError(
+                f"no update of {model!r} is under way", hint="edgekit device status lists all"
+            )
+        slots.ask(model, "cancel")
+        version = record.update.wanted.version
+        found = {"model": model, "version": version, "running": is_running(state)}
     if as_json:
         click.echo(json.dumps(found))
     else:
@@ -157,14 +171,13 @@ def cancel(path: Path, as_json: bool, model: str) -> None:
         click.echo(f"the update of {model} to {version} ends {when}")
 
 
-def _status(path: Path) -> dict[str, Any]:
+def _status(settings: Config) -> dict[str, Any]:
     import msgspec
 
-    from edgekit_runtime import config, linkage
+    from edgekit_runtime import linkage
     from edgekit_runtime.lock import is_running
     from edgekit_runtime.slots import Slots
 
-    settings = config.read(path)
     slots = Slots(settings.state.folder)
     models: dict[str, Any] = {}
     for name in slots.names():

@@ -6,6 +6,7 @@ signed it, and the engine reproduced its golden outputs, at each start anew.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from edgekit.errors import (
 from edgekit.signing import PublicKey
 from edgekit_runtime.canary.verdict import Verdict
 from edgekit_runtime.update import Reason, UpdateFailed
+
+log = logging.getLogger(__name__)
 
 S = TypeVar("S")
 Old = TypeVar("Old", contravariant=True)
@@ -66,8 +69,8 @@ class Serving(Protocol[S]):
         """Whether it was kept, and has not been closed since."""
         ...
 
-    def present(self, served: S) -> S:
-        """What serves under its name and version by now: itself, or the same opened anew."""
+    def present(self, served: S) -> S | None:
+        """What serves under its name and version by now: itself, the same opened anew, or none."""
         ...
 
     def release(self, name: str) -> None:
@@ -190,9 +193,17 @@ class Live(Generic[S]):
         return Loaded(served, active)
 
     def show(self, model: str, loaded: Loaded[S]) -> None:
-        """Let a version serve, in place of the one that does, which is kept until `settle`."""
+        """Let a version serve, in place of the one that does, which is kept until `settle`.
+
+        Where this raises it does not serve, and is still the caller's.
+        """
         before = self._present(model)
-        self._serving.activate(loaded.served, replace=True, keep=True)
+        try:
+            self._serving.activate(loaded.served, replace=True, keep=True)
+        except Exception:
+            if self._serving.present(loaded.served) is not loaded.served:
+                raise
+            log.exception("what was replaced cannot be closed", extra={"model": model})
         self._kept.pop(model, None)
         if before is not None and before.served is not loaded.served:
             self._kept[model] = before
@@ -209,15 +220,15 @@ class Live(Generic[S]):
         return self._compare is not None and model in self._loaded
 
     def present(self, model: str) -> S | None:
-        """What serves of a model now, also where it was opened anew."""
+        """What serves of a model now, also where it was opened anew; `None` where nothing does."""
         loaded = self._present(model)
         return None if loaded is None else loaded.served
 
     def try_out(self, model: str, loaded: Loaded[S], *, spent_s: float = 0.0) -> Trial[S]:
         """Begin to compare a loaded version with the one that serves, on live inputs."""
-        old = self._present(model)
+        # One that was taken out meanwhile says by itself that it cannot be compared with.
+        old = self._present(model) or self._loaded[model]
         assert self._compare is not None
-        assert old is not None
         return self._compare(old.served, loaded.served, spent_s)
 
     def kept(self, model: str, folder: Path) -> Loaded[S] | None:
@@ -236,8 +247,12 @@ class Live(Generic[S]):
         """Let others be loaded beside what this thread loads, which may hang."""
         self._serving.pass_over(thread)
 
+    def serves(self, model: str) -> bool:
+        """Whether anything of a model serves: what was shown may have been taken out by request."""
+        return self._present(model) is not None
+
     def active(self, model: str) -> Active | None:
-        """What serves of a model."""
+        """What was shown last of a model."""
         loaded = self._loaded.get(model)
         return loaded.active if loaded else None
 
@@ -252,9 +267,10 @@ class Live(Generic[S]):
         return self._engine_failures(loaded.served) if loaded else 0
 
     def _present(self, model: str) -> Loaded[S] | None:
-        """The version that serves. A program or a command may have opened it anew meanwhile."""
+        """The version that serves. Others may have taken it out, or opened it anew, meanwhile."""
         loaded = self._loaded.get(model)
-        return replace(loaded, served=self._serving.present(loaded.served)) if loaded else None
+        served = self._serving.present(loaded.served) if loaded else None
+        return replace(loaded, served=served) if loaded and served is not None else None
 
 
 def public_keys(pems: Sequence[str]) -> list[PublicKey]:

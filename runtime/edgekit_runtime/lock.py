@@ -62,11 +62,15 @@ def _open(path: Path) -> int:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a daemon uses this state folder now."""
-    if not (folder / FILE).exists():
+    """Whether a daemon uses this state folder now; who may only read there may ask, too."""
+    try:
+        descriptor = os.open(folder / FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
         return False
     try:
-        StateLock(folder, attempts=1).close()
-    except StorageError:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
         return True
+    finally:
+        os.close(descriptor)
     return False

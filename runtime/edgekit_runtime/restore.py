@@ -3,6 +3,10 @@
 Promise: no model waits for another one that hangs. Models are opened one after the other, each
 within the limit of a probe; one that takes long is left to itself and the next one begun beside it,
 the daemon serves meanwhile, and what is over its limit makes way for the version before.
+
+What a board lacks at one start, an accelerator whose driver loads late, is no judgement on what was
+confirmed: the record goes back only when the version before has opened. Where that fails as well it
+stays, its trouble is told, and both are tried again, more and more rarely (`RETRY_S`).
 """
 
 from __future__ import annotations
@@ -32,6 +36,8 @@ _ASKED = "asked while the daemon was away"
 _SLOW_SHARE = 0.1
 _SLOW_S = 30.0
 _LOOK_S = 0.2
+# After a start at which nothing of a model opened; the last of them is followed by none.
+RETRY_S = (10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 
 @dataclass
@@ -40,6 +46,7 @@ class Opening(Generic[S]):
 
     Attributes:
         since_s: when it was begun.
+        in_place_of: why the active slot does not serve, where this is the one before it.
         is_slow: whether others are opened beside it.
         is_over: whether its limit is over; there is no version before, and it may come yet.
     """
@@ -48,6 +55,7 @@ class Opening(Generic[S]):
     slot: SlotName
     held: Installed
     since_s: float
+    in_place_of: tuple[Reason, str] | None = None
     is_slow: bool = False
     is_over: bool = False
 
@@ -86,6 +94,9 @@ class Restore(Generic[S]):
         self._queue: list[str] = []
         self._openings: dict[str, Opening[S]] = {}
         self._troubles: dict[str, tuple[Reason, str]] = {}
+        # When those of which nothing opened are tried again, and how often they were.
+        self._later_s: dict[str, float] = {}
+        self._tries: dict[str, int] = {}
 
     def run(self) -> None:
         """Let the active slot of every model serve, or the one before.
@@ -112,6 +123,14 @@ class Restore(Generic[S]):
         """Whether there is a model of which it is not known yet whether it will serve."""
         return bool(self._queue) or not all(one.is_over for one in self._openings.values())
 
+    @property
+    def is_due(self) -> bool:
+        """Whether `go_on` has something to do; from any thread."""
+        now_s = self._clock.monotonic()
+        return any(at_s <= now_s for at_s in list(self._later_s.values())) or any(
+            opening.work.has_ended() for opening in list(self._openings.values())
+        )
+
     def trouble(self, model: str) -> tuple[Reason, str] | None:
         """Why the active slot of a model does not serve; from any thread."""
         return self._troubles.get(model)
@@ -128,12 +147,19 @@ class Restore(Generic[S]):
                 self._finish(model, opening)
             else:
                 self._look_at_clock(model, opening)
+        for model, at_s in list(self._later_s.items()):
+            if at_s <= self._clock.monotonic():
+                del self._later_s[model]
+                # An update may have brought something that serves.
+                if not self._live.serves(model):
+                    self._queue.append(model)
         if all(one.is_slow for one in self._openings.values()) and self._queue:
             self._begin(self._queue.pop(0))
 
     def close(self) -> None:
         """Wait for nothing any more."""
         self._queue.clear()
+        self._later_s.clear()
         for opening in self._openings.values():
             self._leave(opening)
         self._openings.clear()
@@ -168,16 +194,19 @@ class Restore(Generic[S]):
         except StorageError as e:
             log.error("request stays", extra={"model": model, "error": str(e)})
 
-    def _begin(self, model: str) -> None:
+    def _begin(self, model: str, *, in_place_of: tuple[Reason, str] | None = None) -> None:
+        """Open the active slot of a model, or the one before in its place."""
         record = self._journal.record(model)
-        if record.active is None:
+        slot = record.active if in_place_of is None else record.previous
+        if slot is None:
             return
-        held, folder = record.slots[record.active], self._slots.folder(model, record.active)
+        held, folder = record.slots[slot], self._slots.folder(model, slot)
         work = Work(
             lambda: self._live.load(folder, digest=held.digest, keys=held.keys, proven=True),
             name=f"start {model}",
         )
-        self._openings[model] = Opening(work, record.active, held, self._clock.monotonic())
+        now_s = self._clock.monotonic()
+        self._openings[model] = Opening(work, slot, held, now_s, in_place_of=in_place_of)
 
     def _look_at_clock(self, model: str, opening: Opening[S]) -> None:
         taken_s = self._clock.monotonic() - opening.since_s
@@ -189,35 +218,43 @@ class Restore(Generic[S]):
             opening.is_over = True
             if self._is_wanted(model, opening):
                 detail = f"opening {opening.held.version} took longer than {self._limit_s:g} s"
-                self._fall_back(model, self._timeout, detail)
+                self._fail(model, opening, self._timeout, detail)
             if self._openings[model] is not opening:
                 self._leave(opening)
 
     def _finish(self, model: str, opening: Opening[S]) -> None:
         try:
             loaded = opening.work.result()
+            if self._is_wanted(model, opening):
+                self._show(model, opening, loaded)
+            else:
+                self._live.discard(loaded)
         except UpdateFailed as e:
             reason, detail = e.reason, str(e)
         except Exception as e:  # the version before may do better; the log has the traceback
             log.error("slot cannot be loaded", extra={"model": model}, exc_info=e)
             reason, detail = Reason.INTERNAL, f"{type(e).__name__}: {e}"
         else:
-            if self._is_wanted(model, opening):
-                self._show(model, loaded)
-            else:
-                self._live.discard(loaded)
             return
         if self._is_wanted(model, opening) and not opening.is_over:
-            self._fall_back(model, reason, detail)
+            self._fail(model, opening, reason, detail)
 
     def _is_wanted(self, model: str, opening: Opening[S]) -> bool:
         """Whether it is still the one that shall serve: an update may have brought another."""
         record = self._journal.record(model)
-        return (record.active, record.serving) == (opening.slot, opening.held)
+        slot = record.active if opening.in_place_of is None else record.previous
+        return slot == opening.slot and record.slots[slot] == opening.held
 
-    def _show(self, model: str, loaded: Loaded[S]) -> None:
-        self._live.show(model, loaded)
+    def _show(self, model: str, opening: Opening[S], loaded: Loaded[S]) -> None:
+        try:
+            self._live.show(model, loaded)
+        except Exception:
+            self._live.discard(loaded)
+            raise
         self._troubles.pop(model, None)
+        self._tries.pop(model, None)
+        if opening.in_place_of is not None:
+            self._roll_back(model, *opening.in_place_of)
         if self._journal.record(model).state is not State.ACTIVE:
             # Nothing is on trial: what served before is not gone back to.
             self._live.settle(model)
@@ -227,22 +264,47 @@ class Restore(Generic[S]):
         self._live.pass_over(opening.work.thread)
         opening.work.leave(self._live.discard)
 
+    def _fail(self, model: str, opening: Opening[S], reason: Reason, detail: str) -> None:
+        if model not in self._tries:
+            self._tell("slot_failed", model, reason, detail)
+        if opening.in_place_of is None:
+            self._troubles[model] = reason, detail
+            self._fall_back(model, reason, detail)
+        else:
+            why, before = opening.in_place_of
+            self._troubles[model] = why, f"{before}; the version before fails too: {detail}"
+            self._try_later(model)
+
     def _fall_back(self, model: str, reason: Reason, detail: str) -> None:
         record = self._journal.record(model)
-        self._tell("slot_failed", model, reason, detail)
-        self._troubles[model] = reason, detail
+        is_damaged, is_on_trial = reason is Reason.SLOT_DAMAGED, record.state is State.ACTIVE
         if record.previous is not None:
-            back = update.rolled_back(record, reason, detail)
-            self._journal.write_if_possible(model, back)
-            self._tell("rolled_back", model, reason, detail)
-            self._begin(model)
-        elif reason is Reason.SLOT_DAMAGED:
+            if is_damaged or is_on_trial:
+                # It does not come back by itself, or was not to be trusted yet.
+                self._roll_back(model, reason, detail)
+                self._begin(model)
+            else:
+                self._begin(model, in_place_of=(reason, detail))
+        elif is_damaged:
             self._journal.write_if_possible(model, update.lost(record, detail))
-        elif record.state is State.ACTIVE:
-            # Nobody can judge what does not serve, and nothing newer begins before that.
-            self._journal.write_if_possible(model, update.failed(record, reason, detail))
         else:
-            self._changed()
+            if is_on_trial:
+                # Nobody can judge what does not serve, and nothing newer begins before that.
+                self._journal.write_if_possible(model, update.failed(record, reason, detail))
+            self._try_later(model)
+
+    def _roll_back(self, model: str, reason: Reason, detail: str) -> None:
+        back = update.rolled_back(self._journal.record(model), reason, detail)
+        self._journal.write_if_possible(model, back)
+        self._tell("rolled_back", model, reason, detail)
+
+    def _try_later(self, model: str) -> None:
+        """Nothing of a model opened; one that is over its limit may still come by itself."""
+        tries = self._tries.get(model, 0)
+        if model not in self._openings and tries < len(RETRY_S):
+            self._tries[model] = tries + 1
+            self._later_s[model] = self._clock.monotonic() + RETRY_S[tries]
+        self._changed()
 
     def _tell(self, kind: str, model: str, reason: Reason, detail: str) -> None:
         level: Level = "warning" if kind == "rolled_back" else "error"

@@ -1,12 +1,16 @@
 """Slots: two places on disk for each model, so that a new bundle never touches the one that serves.
 
     STATE/models/NAME/state.json    the record (`update.Record`), replaced whole
+    STATE/models/NAME/settled.json  what it was with nothing on trial, should it be lost
     STATE/models/NAME/a, b          unpacked bundles; each appears whole or not at all
     STATE/requests/NAME.rollback    somebody wants the previous version back
     STATE/requests/NAME.cancel      somebody wants the update under way to end
     STATE/stopped                   the daemon ended in good order; gone while it runs
 
-Promise: after a kill at any moment the record can be read and names only slots that are whole.
+Promise: after a kill at any moment the record can be read and names only slots that are whole. One
+that a failing disk made unreadable is taken from its settled copy: what is confirmed serves, what
+was on trial is tried anew, and what was given up is not. The copy lies beside the slots, not in
+them, where a file that the manifest does not list would make the bundle invalid.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import os
 import re
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -25,11 +30,12 @@ from edgekit import storage
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, StorageError
 from edgekit.manifest import Version
-from edgekit_runtime.update import Installed, Record, SlotName
+from edgekit_runtime.update import Installed, Record, SlotName, settled
 
 log = logging.getLogger(__name__)
 
 RECORD = "state.json"
+SETTLED = "settled.json"
 STOPPED = "stopped"
 SLOTS: tuple[SlotName, SlotName] = ("a", "b")
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,62}\Z"
@@ -67,15 +73,20 @@ class Slots:
     def read(self, model: str) -> Record:
         """The record of a model; an empty one where there is none yet.
 
-        A record that a failing disk made unreadable is rebuilt from the slots that still open.
+        One that a failing disk made unreadable is its settled copy; where that is lost as well, it
+        is rebuilt from the slots that still open.
         """
-        record = self._decoded(model)
-        return self._rebuilt(model) if record is None else record
+        return self._decoded(model) or self._settled(model) or self._rebuilt(model)
 
     def write(self, model: str, record: Record) -> None:
-        """Make a record durable; it is on disk when this returns."""
+        """Make a record durable; it is on disk when this returns.
+
+        Its settled copy comes first, so that it never names a slot that is emptied after this.
+        """
         folder = self._models / model
         storage.make_folder(folder)
+        if self._settled(model) != (kept := settled(record)):
+            storage.write(folder / SETTLED, msgspec.json.encode(kept))
         storage.write(folder / RECORD, msgspec.json.encode(record))
 
     def clear(self, model: str, slot: SlotName) -> None:
@@ -113,8 +124,11 @@ class Slots:
     def tidy(self) -> None:
         """Remove what a kill left behind: temporary files, and slots that no record names.
 
-        A disk that cannot be written keeps them; what serves does not need that room.
+        A disk that cannot be written keeps them; what serves does not need that room. The folder
+        of requests is made here, so that it belongs to the daemon whoever asks first.
         """
+        with suppress(StorageError):
+            storage.make_folder(self._requests)
         models = self.names()
         for folder in (self._state, self._requests, *(self._models / model for model in models)):
             for path in folder.glob(".*.tmp"):
@@ -173,6 +187,17 @@ class Slots:
             return None
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as e:
             log.error("record cannot be read", extra={"path": str(path), "error": str(e)})
+            return None
+
+    def _settled(self, model: str) -> Record | None:
+        """The settled copy of the record; `None` where there is none that can be read."""
+        path = self._models / model / SETTLED
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Record)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as e:
+            log.error("record's copy cannot be read", extra={"path": str(path), "error": str(e)})
             return None
 
     def _rebuilt(self, model: str) -> Record:

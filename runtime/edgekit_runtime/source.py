@@ -2,7 +2,8 @@
 
 Promise: an enrolled device downloads nothing but what the fleet's repository has signed, and what
 `get` leaves is that, to the byte. A repository that refuses, lies or cannot be reached costs time
-within the limit of the state, and nothing else: it is asked again, more and more rarely.
+within the limit of the state and a bounded number of bytes, and nothing else: it is asked again,
+more and more rarely, and after a file that was wrong not for hours.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from random import Random
 from edgekit.clock import Clock
 from edgekit.errors import LinkError
 from edgekit.messages import Wanted
-from edgekit_runtime.fetch import Fetcher, Interrupted, Progress, Wait, backoff
+from edgekit_runtime.fetch import Fetcher, Interrupted, OnHold, Progress, Wait, backoff
 from edgekit_runtime.telemetry import Events
 from edgekit_runtime.trusted.repository import Repository, agree
 from edgekit_runtime.update import Reason, UpdateFailed
@@ -35,6 +36,9 @@ PASSING = frozenset(
         Reason.WRONG_SHA256,
     }
 )
+# Metadata was taken in, and believed in vain.
+_WASTEFUL = frozenset({Reason.REPOSITORY_UNTRUSTED, Reason.REPOSITORY_STALE, Reason.CLOCK_WRONG})
+_LONGEST_WASTE_S = 3600.0
 
 
 class Source:
@@ -128,10 +132,11 @@ class Source:
                     raise
                 self._tell(reason, str(e), told)
                 attempt += 1
-                pause_s = backoff(attempt, rng=self._rng)
+                held_s = e.wait_s if isinstance(e, OnHold) else 0.0
+                pause_s = max(held_s, self._pause_s(attempt, reason))
                 if pause_s >= left_s():
                     raise UpdateFailed(reason, f"{e}; tried for {limit_s:g} s") from e
-            if hours.wait(pause_s) or hours.wait_open():
+            if hours.sleep(pause_s) or hours.wait_open():
                 raise Interrupted(f"{wanted.url}: the download was asked to end")
 
     def part(self, wanted: Wanted) -> Path:
@@ -145,6 +150,15 @@ class Source:
     def tidy(self, keep: set[str]) -> None:
         """Delete every download but those of these sha256."""
         self._fetcher.tidy(keep)
+
+    def _pause_s(self, attempt: int, reason: Reason) -> float:
+        """How long the repository is left alone; longer where it answers, but nothing of use.
+
+        Each such answer may be as long as metadata may be, and the link may be paid by the byte.
+        """
+        if reason in _WASTEFUL:
+            return backoff(attempt, rng=self._rng, longest_s=_LONGEST_WASTE_S)
+        return backoff(attempt, rng=self._rng)
 
     def _mended(self, reason: Reason, message: str) -> None:
         self._events("fetch_mended", message, level="warning", reason=reason.value)

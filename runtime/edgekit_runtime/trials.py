@@ -45,7 +45,7 @@ class Trials(Generic[S]):
     def go_on(self, model: str) -> None:
         """Compare with what serves now, where that was closed and opened anew meanwhile."""
         begun, old = self._begun.pop(model), self._live.present(model)
-        assert old is not None
+        assert old is not None  # `is_past` said so
         try:
             trial = begun.trial.again(old)
         except BaseException:
@@ -54,8 +54,9 @@ class Trials(Generic[S]):
         self._begun[model] = Begun(trial, begun.loaded, old)
 
     def is_past(self, model: str) -> bool:
-        """Whether what a trial compares with does not serve any more."""
-        return self._begun[model].old is not self._live.present(model)
+        """Whether another object serves by now than the one that a trial compares with."""
+        present = self._live.present(model)
+        return present is not None and present is not self._begun[model].old
 
     def __iter__(self) -> Iterator[tuple[str, Trial[S]]]:
         return iter([(model, begun.trial) for model, begun in self._begun.items()])

@@ -14,19 +14,21 @@ from edgekit.bundle import Bundle
 from edgekit.clock import Clock
 from edgekit.errors import StorageError
 from edgekit.signing import PublicKey
-from edgekit_runtime import bounded, update
+from edgekit_runtime import update
 from edgekit_runtime.config import UpdateSection
-from edgekit_runtime.fetch import Interrupted, Wait, check
+from edgekit_runtime.fetch import Wait, check
 from edgekit_runtime.journal import Journal
 from edgekit_runtime.live import Live, Loaded, failing_with_reason, public_keys
+from edgekit_runtime.requests import Requests
 from edgekit_runtime.slots import Slots
 from edgekit_runtime.source import Source
 from edgekit_runtime.telemetry import Events, Level
 from edgekit_runtime.trials import Trials
 from edgekit_runtime.update import Reason, Record, State, Update, UpdateFailed
+from edgekit_runtime.update_fetch import Fetching
+from edgekit_runtime.update_limits import Deadlines
 
 S = TypeVar("S")
-T = TypeVar("T")
 
 _PROGRESS_STEP = 0.05
 # What is on disk of a download's progress; each write is a page or two of flash.
@@ -38,6 +40,7 @@ class Steps(Generic[S]):
 
     Args:
         slots: where bundles lie.
+        requests: what people want.
         journal: the records.
         live: what serves.
         profile: of this device.
@@ -46,7 +49,7 @@ class Steps(Generic[S]):
         source: how bundles come here; `None` without a fleet.
         events: where the fleet hears of it.
         changed: called after a change that is not in a record.
-        wait: waits for a number of seconds, and says whether to stop.
+        wait: waits for a number of seconds, and says whether a download shall make way.
         is_stopping: whether the daemon ends.
         clock: measures how long a state takes.
     """
@@ -54,6 +57,7 @@ class Steps(Generic[S]):
     def __init__(
         self,
         slots: Slots,
+        requests: Requests,
         journal: Journal,
         live: Live[S],
         *,
@@ -76,12 +80,16 @@ class Steps(Generic[S]):
         self._source = source
         self._events = events
         self._changed = changed
-        self._wait = wait
-        self._is_stopping = is_stopping
-        self._clock = clock
         self._trials: Trials[S] = Trials(live)
+        self._within = Deadlines(
+            limits, requests, is_stopping=is_stopping, left=live.pass_over, clock=clock
+        )
+        self._fetching: Fetching | None = None
+        if source is not None:
+            self._fetching = Fetching(
+                slots, journal, source, limits=limits, wait=wait, advance=self._advance, clock=clock
+            )
         self._progress: dict[str, float] = {}
-        self._deadlines: dict[object, float] = {}
         self._table: dict[State, Callable[[str, Record, Update], bool]] = {
             State.FETCHING: self._fetch,
             State.VERIFYING: self._verify,
@@ -105,6 +113,18 @@ class Steps(Generic[S]):
             return False
         return step(model, record, record.update)
 
+    def is_due(self, model: str) -> bool:
+        """Whether a trial has come to something, so that `do` would not be in vain."""
+        state = self._journal.record(model).state
+        if state is State.ACTIVE:
+            return self._verdict(model) is not None
+        if state is not State.CANARY:
+            return False
+        trial = self._trials.find(model)
+        if trial is None or self._trials.is_past(model) or trial.verdict() is not None:
+            return True
+        return self._is_far(model, trial.progress())
+
     def progress(self, model: str) -> float | None:
         """How far the present state is, where it can tell."""
         return self._progress.get(model)
@@ -112,8 +132,7 @@ class Steps(Generic[S]):
     @property
     def is_overdue(self) -> bool:
         """Whether work goes on that nobody waits for any more; from any thread."""
-        now_s = self._clock.monotonic()
-        return any(now_s > deadline_s for deadline_s in list(self._deadlines.values()))
+        return self._within.is_overdue
 
     def drop(self, model: str) -> None:
         """Give up what was loaded for an update that is over."""
@@ -134,7 +153,7 @@ class Steps(Generic[S]):
         folder = self._slots.folder(model, record.previous)
         held = record.slots[record.previous]
         try:
-            loaded = self._live.kept(model, folder) or self._bounded(
+            loaded = self._live.kept(model, folder) or self._within.run(
                 model,
                 State.PROBING,
                 lambda: self._live.load(folder, digest=held.digest, keys=held.keys, proven=True),
@@ -146,9 +165,14 @@ class Steps(Generic[S]):
         back = update.rolled_back(record, reason, detail)
         if back.state not in update.REPLACEABLE:
             self.drop(model)
+        try:
+            self._live.show(model, loaded)
+        except Exception as e:
+            self._live.discard(loaded)
+            raise UpdateFailed(reason, f"{detail}; the previous version fails: {e}") from e
         # A disk that takes nothing any more must not keep what is worse serving.
         self._journal.write_if_possible(model, back)
-        self._show(model, back, loaded)
+        self._shown(model, back)
         self.tell("rolled_back", model, reason, detail)
 
     def fail(self, model: str, reason: Reason, detail: str) -> None:
@@ -170,28 +194,12 @@ class Steps(Generic[S]):
     def _fetch(self, model: str, record: Record, wish: Update) -> bool:
         keys: tuple[str, ...] = ()
         if not update.holds_wanted(record):
-            if self._source is None:
+            if self._fetching is None:
                 return False
-            # Hours that wait for a window are none that a download takes.
-            is_timed = self._limits.window is None
-            began_s = self._clock.monotonic() - wish.spent_s if is_timed else None
-            keys = self._source.fetch(
-                wish.wanted,
-                base=self._base(model, record),
-                frees_bytes=self._slots.size(model, record.free),
-                limit_s=max(0.0, self._limits.fetch_limit_s - wish.spent_s),
-                progress=lambda done: self._came(model, done, began_s=began_s),
-                wait=self._wait,
-            )
+            keys = self._fetching.bring(model, record, wish)
         self._progress.pop(model, None)
         self._journal.write(model, update.fetched(self._journal.record(model), keys=keys))
         return True
-
-    def _base(self, model: str, record: Record) -> tuple[Path, str] | None:
-        """What a delta can be against: the slot that serves, and its digest."""
-        if record.active is None or record.serving is None:
-            return None
-        return self._slots.folder(model, record.active), record.serving.digest
 
     def _verify(self, model: str, record: Record, wish: Update) -> bool:
         if update.holds_wanted(record):
@@ -207,24 +215,47 @@ class Steps(Generic[S]):
                 raise
             self._journal.write(model, update.again(record))
             return True
-        record = update.cleared(record, record.free)
-        self._journal.write(model, record)
-        self._slots.clear(model, record.free)
-        unpacked = self._bounded(
+        bundle = self._within.run(
             model,
             State.VERIFYING,
-            lambda: self._unpack(model, record, wish, part),
+            lambda: self._examine(model, record, wish, part),
+            late=Bundle.close,
+        )
+        # Only now: what would be refused must not cost the version to go back to.
+        record = update.cleared(record, record.free)
+        try:
+            self._journal.write(model, record)
+            self._slots.clear(model, record.free)
+        except BaseException:
+            bundle.close()
+            raise
+        unpacked = self._within.run(
+            model,
+            State.VERIFYING,
+            lambda: self._unpack(model, bundle),
             late=self._slots.give_up,
         )
         self._slots.put(model, record.free, unpacked)
         self._journal.write(model, update.staged(record))
         return True
 
-    def _unpack(self, model: str, record: Record, wish: Update, part: Path) -> Path:
+    def _examine(self, model: str, record: Record, wish: Update, part: Path) -> Bundle:
+        """The bundle, open, if it is whole, what was announced, and signed by whom it must be."""
+        with failing_with_reason():
+            bundle = Bundle.open(part)
+            try:
+                update.check(
+                    record, bundle.manifest, bundle.digest, model=model, profile=self._profile
+                )
+                bundle.verify([*self._keys, *public_keys(wish.keys)])
+            except BaseException:
+                bundle.close()
+                raise
+            return bundle
+
+    def _unpack(self, model: str, bundle: Bundle) -> Path:
         """Beside the slots: one that is late must not touch what lies there by then."""
-        with failing_with_reason(), Bundle.open(part) as bundle:
-            update.check(record, bundle.manifest, bundle.digest, model=model, profile=self._profile)
-            bundle.verify([*self._keys, *public_keys(wish.keys)])
+        with failing_with_reason(), bundle:
             return self._slots.unpack(model, bundle)
 
     def _stage(self, model: str, record: Record, wish: Update) -> bool:
@@ -236,14 +267,14 @@ class Steps(Generic[S]):
     def _probe(self, model: str, record: Record, wish: Update) -> bool:
         slot = wish.slot or record.free
         folder, held = self._slots.folder(model, slot), record.slots[slot]
-        loaded = self._bounded(
+        loaded = self._within.run(
             model,
             State.PROBING,
             lambda: self._live.load(folder, digest=held.digest, keys=held.keys),
             late=self._live.discard,
         )
         if not self._live.can_try(model):
-            self._switch(model, update.activated(record), loaded)
+            self._switch(model, record, update.activated(record), loaded)
             return True
         try:
             self._journal.write(model, update.move(record, State.CANARY))
@@ -279,7 +310,8 @@ class Steps(Generic[S]):
             self.tell("rolled_back", model, reason, verdict.detail, **verdict.figures)
             return False
         loaded = self._trials.take(model)
-        self._switch(model, update.activated(update.measured(record, verdict.figures)), loaded)
+        after = update.activated(update.measured(record, verdict.figures))
+        self._switch(model, record, after, loaded)
         version = wish.wanted.version
         facts: dict[str, Any] = {"model": model, "version": version, **verdict.figures}
         kind = "canary_passed" if verdict.decision == "promote" else "canary_undecided"
@@ -287,21 +319,24 @@ class Steps(Generic[S]):
         return True
 
     def _judge(self, model: str, record: Record, wish: Update) -> bool:
-        failures = self._live.engine_failures(model)
-        verdict = update.judge(
-            engine_failures=failures,
-            served_s=self._live.served_s(model),
-            allowed_failures=self._limits.max_engine_failures,
-            confirm_after_s=self._limits.confirm_after_s,
-        )
+        verdict = self._verdict(model)
         if verdict is State.CONFIRMED:
             self._journal.write(model, update.move(record, State.CONFIRMED))
             self._live.settle(model)
             version = wish.wanted.version
             self._events("update_confirmed", f"{model} {version}", model=model, version=version)
         elif verdict is State.ROLLED_BACK:
+            failures = self._live.engine_failures(model)
             self.go_back(model, Reason.ENGINE_FAILURES, f"the engine failed {failures} times")
         return False
+
+    def _verdict(self, model: str) -> State | None:
+        return update.judge(
+            engine_failures=self._live.engine_failures(model),
+            served_s=self._live.served_s(model),
+            allowed_failures=self._limits.max_engine_failures,
+            confirm_after_s=self._limits.confirm_after_s,
+        )
 
     def _give_up(self, model: str, record: Record) -> None:
         """An update has ended, and what it had staged goes."""
@@ -310,64 +345,26 @@ class Steps(Generic[S]):
             # Else what was staged takes the room that the next download needs.
             self._slots.clear_unnamed(model, record)
 
-    def _switch(self, model: str, record: Record, loaded: Loaded[S]) -> None:
-        """Let another version serve, once the record says so."""
+    def _switch(self, model: str, before: Record, after: Record, loaded: Loaded[S]) -> None:
+        """Let another version serve, once the record says so; it says what was where that fails."""
         try:
-            self._journal.write(model, record)
+            self._journal.write(model, after)
         except StorageError:
             self._live.discard(loaded)
             raise
-        self._show(model, record, loaded)
+        try:
+            self._live.show(model, loaded)
+        except Exception:
+            self._live.discard(loaded)
+            self._journal.write_if_possible(model, before)
+            raise
+        self._shown(model, after)
 
-    def _show(self, model: str, record: Record, loaded: Loaded[S]) -> None:
-        self._live.show(model, loaded)
+    def _shown(self, model: str, record: Record) -> None:
         if record.state is not State.ACTIVE:
             # Nothing is on trial: what served before is not gone back to.
             self._live.settle(model)
         self._changed()
-
-    def _bounded(
-        self,
-        model: str,
-        state: State,
-        work: Callable[[], T],
-        *,
-        late: Callable[[T], None],
-        can_cancel: bool = True,
-    ) -> T:
-        """Run `work` within the limit of a state; who stops or cancels ends the wait for it."""
-        limit_s, timeout = update.limit(state, self._limits)
-        token = object()
-        self._deadlines[token] = self._clock.monotonic() + limit_s
-
-        def tracked() -> T:
-            try:
-                return work()
-            finally:
-                del self._deadlines[token]
-
-        def check_asked() -> None:
-            if self._is_stopping():
-                raise Interrupted(f"{model}: the daemon ends")
-            if can_cancel and model in self._slots.asked("cancel"):
-                raise Interrupted(f"{model}: {state.value} was asked to end")
-
-        return bounded.run(
-            tracked,
-            name=f"update-{state.value}",
-            limit_s=limit_s,
-            over=lambda: UpdateFailed(timeout, f"{state.value} took longer than {limit_s:g} s"),
-            late=late,
-            left=self._live.pass_over,
-            check=check_asked,
-        )
-
-    def _came(self, model: str, done: float, *, began_s: float | None) -> None:
-        """Tell how far a download is; with its beginning, also keep on disk how long it took."""
-        if self._advance(model, done) and began_s is not None:
-            spent_s = self._clock.monotonic() - began_s
-            record = self._journal.record(model)
-            self._journal.write(model, update.advanced(record, progress=done, spent_s=spent_s))
 
     def _keep_time(self, model: str, done: float, spent_s: float) -> None:
         """Keep on disk how long a canary took; a disk that is full then does not end it."""
@@ -376,10 +373,13 @@ class Steps(Generic[S]):
 
     def _advance(self, model: str, done: float) -> bool:
         """Tell how far a state is; whether that is far enough to be kept on disk, too."""
-        # Back, too: after a delta that was of no use the whole file is fetched.
-        if abs(done - self._progress.get(model, 0.0)) < _PROGRESS_STEP:
+        if not self._is_far(model, done):
             return False
         self._progress[model] = done
         self._changed()
         wish = self._journal.record(model).update
         return wish is not None and abs(done - wish.progress) >= _DURABLE_STEP
+
+    def _is_far(self, model: str, done: float) -> bool:
+        """Whether that is news. Back, too: a delta may have been of no use."""
+        return abs(done - self._progress.get(model, 0.0)) >= _PROGRESS_STEP

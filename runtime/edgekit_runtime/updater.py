@@ -21,8 +21,9 @@ from edgekit_runtime.desired import DesiredState
 from edgekit_runtime.fetch import Interrupted
 from edgekit_runtime.journal import Journal
 from edgekit_runtime.live import Live
+from edgekit_runtime.requests import Requests
 from edgekit_runtime.restore import Restore
-from edgekit_runtime.slots import Slots
+from edgekit_runtime.slots import Request, Slots
 from edgekit_runtime.source import Source
 from edgekit_runtime.telemetry import Events
 from edgekit_runtime.update import Reason, Record, State, UpdateFailed
@@ -74,12 +75,15 @@ class Updater(Generic[S]):
         self._source = source
         self._events = events
         self._changed = changed
+        self._clock = clock
+        self._requests = Requests(slots)
         self._journal = Journal(slots, changed=changed)
         self._restore: Restore[S] = Restore(
             slots, self._journal, live, limits=limits, events=events, changed=changed, clock=clock
         )
-        self._steps = Steps(
+        self._steps: Steps[S] = Steps(
             slots,
+            self._requests,
             self._journal,
             live,
             profile=profile,
@@ -88,12 +92,15 @@ class Updater(Generic[S]):
             source=source,
             events=events,
             changed=changed,
-            wait=self._stops,
+            wait=self._makes_way,
             is_stopping=lambda: self._stopping,
             clock=clock,
         )
         self._wake = threading.Event()
         self._stopping = False
+        self._look_s = 0.0
+        self._found_due = False
+        self._serving: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="update", daemon=True)
 
     def start(self) -> None:
@@ -128,33 +135,39 @@ class Updater(Generic[S]):
     def cancel(self, model: str) -> None:
         """End the update of a model that is under way, from any thread.
 
+        It is wanted until it is done, `withdraw` is called, or the daemon ends.
+
         Raises:
             UsageError: none is, or it serves already.
-            StorageError: the word cannot be left on disk.
         """
         if self._journal.record(model).state not in update.REPLACEABLE:
             raise UsageError(f"no update of {model!r} is under way that could be cancelled")
-        self._slots.ask(model, "cancel")
+        self._requests.ask(model, "cancel")
         self._wake.set()
 
     def rollback(self, model: str) -> None:
         """Go back to the version of a model that served before, from any thread.
 
+        It is wanted until it is done, `withdraw` is called, or the daemon ends.
+
         Raises:
             UsageError: there is none.
-            StorageError: the word cannot be left on disk.
         """
         if self._journal.record(model).previous is None:
             raise UsageError(f"{model!r} has no version to go back to")
-        self._slots.ask(model, "rollback")
+        self._requests.ask(model, "rollback")
         self._wake.set()
+
+    def withdraw(self, model: str, request: Request) -> bool:
+        """Want it no more, from any thread; `False` where it was begun and may yet be done."""
+        return self._requests.withdraw(model, request)
 
     def states(self) -> dict[str, ModelState]:
         """What the fleet is told of each model."""
         return {
             model: update.model_state(
                 record,
-                serves=self._live.active(model) is not None,
+                serves=self._live.serves(model),
                 progress=self._steps.progress(model),
                 trouble=self._restore.trouble(model),
             )
@@ -172,6 +185,7 @@ class Updater(Generic[S]):
 
     def turn(self) -> float:
         """Do everything that can be done now; returns seconds until the next look."""
+        self._found_due = False
         self._restore.go_on()
         if self._restore.is_busy:
             # What is opened for an update would wait behind it, and be compared with nothing.
@@ -184,13 +198,13 @@ class Updater(Generic[S]):
                 if record.state is State.ACTIVE:
                     self._work(model)
             raise
-        refused = [self._work(model) for model in self._journal]
+        refused = [self._work(model) for model in self._by_urgency()]
+        self._tell_serving()
         if self._source is not None:
             self._source.tidy(self._parts_in_use())
         for error in filter(None, refused):
             raise error
-        is_judging = any(r.state in (State.ACTIVE, State.CANARY) for _, r in self._journal.items())
-        return JUDGE_S if is_judging else POLL_S
+        return self._pause_s()
 
     def _run(self) -> None:
         while not self._stopping:
@@ -208,9 +222,9 @@ class Updater(Generic[S]):
     def _hear(self) -> None:
         """Take up what the fleet and people on the board want."""
         taken = self._take()
-        for model in self._slots.asked("cancel"):
+        for model in self._requests.asked("cancel"):
             self._cancel_as_asked(model)
-        for model in self._slots.asked("rollback"):
+        for model in self._requests.asked("rollback"):
             self._go_back_as_asked(model)
         for model in sorted(self._desired.models):
             self._begin(model)
@@ -221,11 +235,19 @@ class Updater(Generic[S]):
     def _work(self, model: str) -> StorageError | None:
         """Do what can be done for one model; what the disk refuses it stops no other."""
         try:
-            while self._step(model) and not self._stops(0.0):
+            while self._step(model) and not self._is_asked():
                 pass
         except StorageError as e:
             return e
         return None
+
+    def _by_urgency(self) -> list[str]:
+        """Models in the order of their turn: a download, which may take hours, comes last."""
+
+        def is_download(model: str) -> bool:
+            return self._journal.record(model).state is State.FETCHING
+
+        return sorted(self._journal, key=is_download)
 
     def _take(self) -> bool:
         """Take what is wanted; what cannot be remembered is refused, which needs no memory."""
@@ -286,30 +308,71 @@ class Updater(Generic[S]):
         return False
 
     def _go_back_as_asked(self, model: str) -> None:
+        if not self._requests.begin(model, "rollback"):
+            return
         try:
             self._steps.go_back(model, Reason.ASKED, _ASKED)
         except Interrupted:
             return
         except UpdateFailed as e:
             self._steps.tell("rollback_refused", model, e.reason, str(e))
-        self._slots.answered(model, "rollback")
+        self._requests.answered(model, "rollback")
 
     def _cancel_as_asked(self, model: str) -> None:
+        if not self._requests.begin(model, "cancel"):
+            return
         if self._journal.record(model).state in update.REPLACEABLE:
             self._steps.fail(model, Reason.CANCELLED, _ASKED)
         else:
             self._steps.tell("cancel_refused", model, Reason.CANCELLED, "no update is under way")
-        self._slots.answered(model, "cancel")
+        self._requests.answered(model, "cancel")
 
-    def _stops(self, wait_s: float) -> bool:
-        """Wait, and say whether to stop: the daemon ends, or something else is wanted."""
-        if wait_s and self._wake.wait(wait_s):
-            # A wake for a wish that was taken already must not cut every later wait short.
-            self._wake.clear()
-        stops = self._stopping or self._desired.is_offered or bool(self._slots.asked("cancel"))
-        if stops:
+    def _makes_way(self, wait_s: float) -> bool:
+        """Wait, and say whether a download shall make way; it goes on where it was after that.
+
+        Any thread may ask, without waiting.
+        """
+        left_s = wait_s
+        while not (self._is_asked() or self._is_due()):
+            if left_s <= 0:
+                return False
+            part_s = min(left_s, self._pause_s())
+            if self._wake.wait(part_s):
+                # A wake for a wish that was taken already must not cut every later wait short.
+                self._wake.clear()
+            left_s -= part_s
+        return True
+
+    def _is_asked(self) -> bool:
+        """Whether the turn shall end for something else: the daemon's end, a wish, a request."""
+        is_asked = self._stopping or self._desired.is_offered or self._requests.is_any
+        if is_asked:
             self._wake.set()
-        return stops
+        return is_asked
+
+    def _is_due(self) -> bool:
+        """Whether another model must be seen to before a download goes on; asked often."""
+        now_s = self._clock.monotonic()
+        if self._found_due or now_s < self._look_s:
+            return self._found_due
+        self._look_s = now_s + JUDGE_S
+        self._tell_serving()
+        if self._restore.is_due or any(self._steps.is_due(model) for model in self._journal):
+            self._found_due = True
+            self._wake.set()
+        return self._found_due
+
+    def _tell_serving(self) -> None:
+        """A model may be taken out of serving, or into it, beside every update."""
+        serving = {model for model in self._journal if self._live.serves(model)}
+        if serving != self._serving:
+            self._serving = serving
+            self._changed()
+
+    def _pause_s(self) -> float:
+        """Seconds between two looks at what is on trial, and at what is asked on disk."""
+        is_judging = any(r.state in (State.ACTIVE, State.CANARY) for _, r in self._journal.items())
+        return JUDGE_S if is_judging else POLL_S
 
     def _parts_in_use(self) -> set[str]:
         wishes = [r.update for _, r in self._journal.items() if r.state in update.REPLACEABLE]

@@ -73,7 +73,7 @@ class DeviceSimulator:
         gone = messages.encode(Status(online=False, boot=boot))
         self.link = MqttLink(
             Broker.parse(broker),
-            client_id=f"{site}-{device}",
+            client_id=f"{site}_{device}",
             filters=[
                 self.topic(topics.DESIRED),
                 self.topic(topics.ACK),

@@ -113,6 +113,11 @@ class Enrolling:
     def names(self) -> list[str]:
         return [subject.name for subject in self.members.current()]
 
+    def held(self, device: str) -> int:
+        """How many certificates of a device are valid."""
+        with self.members.change() as change:
+            return len(change.certificates(SITE, device, now_ms=self.clock.now_ms()))
+
     def close(self) -> None:
         self._server.should_exit = True
         self._thread.join(10)

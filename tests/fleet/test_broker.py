@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from edgekit import link
+from edgekit.errors import LinkError
 from edgekit.fleet.address import Address
-from edgekit.fleet.broker import answers_mqtt
+from edgekit.fleet.broker import Broker, answers_mqtt
+from edgekit.fleet.broker_config import NATS_USERS
 from edgekit.link import MqttLink
+from tests.fleet.identities import Made
 from tests.fleet.processes import Process, edgekit, until
 
 Start = Callable[..., Process]
@@ -119,6 +122,19 @@ def test_a_port_in_use_is_said_in_one_line(start: Start, tmp_path: Path) -> None
     assert same_folder.returncode == 7
     assert "another broker uses the state folder" in same_folder.stderr
     assert broker.stop() == 0
+
+
+def test_a_broker_that_fails_before_it_has_a_log_says_why(tmp_path: Path) -> None:
+    made, state = Made(tmp_path), tmp_path / "state"
+    (made.folder.broker / NATS_USERS).write_text("authorization {\n users: [\n")
+
+    state.mkdir()
+    # The log of a broker that ran here before has nothing to do with it.
+    for older in ("", "an older line\n"):
+        (state / "nats.log").write_text(older)
+        with pytest.raises(LinkError, match=NATS_USERS) as caught:
+            Broker(listen=Address("127.0.0.1", 0), state=state, fleet=made.folder)
+        assert caught.value.hint is None
 
 
 def test_a_network_address_needs_a_word(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -199,6 +200,22 @@ def test_what_was_never_sent_expires_and_what_was_sent_is_unanswered_until_it_is
     assert (side.find(sent).state, side.find(sent).output) == ("done", {"late": True})
 
 
+def test_a_command_behind_another_expires_by_its_own_time(side: Side) -> None:
+    first = side.ask(ttl_s=86_400)
+    side.control.step()
+    (command,) = side.commands()
+    side.says(online=False)
+    behind, last = side.ask(ttl_s=60), side.ask(ttl_s=7200)
+    side.clock.advance(61)
+    side.control.step()
+
+    assert [side.find(one).state for one in (first, behind, last)] == ["sent", "expired", "waiting"]
+    assert side.find(behind).detail == "never sent"
+    side.says()
+    side.answer(command)
+    assert [one.id for one in side.commands()] == [last]
+
+
 def test_a_device_whose_clock_is_wrong_is_answered_its_challenge_while_the_command_counts(
     side: Side,
 ) -> None:
@@ -324,6 +341,30 @@ def test_only_what_was_never_sent_is_called_expired_and_only_who_is_there_is_sen
     assert step != "expire" or (command.state == "waiting" and now_ms > command.expires_ms)
     assert step != "send" or (command.online and command.boot)
     assert step != "give_up" or now_ms > command.expires_ms + ANSWER_ROOM_MS
+
+
+@given(
+    commands=st.lists(opens, max_size=6),
+    now_ms=st.integers(0, 10**8),
+    now_s=st.floats(0, 1e5),
+    devices=st.lists(st.sampled_from(["a/1", "a/2"]), min_size=6, max_size=6),
+)
+def test_every_command_ends_by_its_time_and_one_of_a_device_is_sent_at_most(
+    commands: list[Open], devices: list[str], now_ms: int, now_s: float
+) -> None:
+    named = [
+        msgspec.structs.replace(command, id=str(place), device=device)
+        for place, (command, device) in enumerate(zip(commands, devices, strict=False))
+    ]
+    steps = control_rules.steps(named, {}, now_ms=now_ms, now_s=now_s)
+
+    sent = [command.device for command, step in steps if step == "send"]
+    assert len(sent) == len(set(sent))
+    assert [command for command, _ in steps] == named
+    for command, step in steps:
+        is_over = command.state == "waiting" and now_ms > command.expires_ms
+        is_over |= now_ms > command.expires_ms + ANSWER_ROOM_MS
+        assert (step in ("expire", "give_up")) is is_over
 
 
 @given(
@@ -509,6 +550,28 @@ def test_a_killed_coordinator_still_asks_the_device_that_was_offline(
         until(lambda: found(fleet, number)["state"] == "done")
 
     assert found(fleet, number)["output"] == {"seconds": 10.0, "configured": 60.0}
+
+
+def test_waiting_ends_when_the_command_expires_behind_another(fleet: Fleet) -> None:
+    with DeviceSimulator(fleet.mqtt, "gone"):
+        until(lambda: "gone" in fleet.devices())
+    until(lambda: fleet.devices()["gone"]["online"] is False)
+    first = command_line(fleet, "command", "gone", "logs", "--json")
+    told = command_line(fleet, "command", "gone", "logs", "--expires", "1", "--wait")
+
+    assert told.returncode == 8
+    assert "was not done (expired): never sent" in told.stderr
+    assert found(fleet, json.loads(first.stdout)["id"])["state"] == "waiting"
+
+
+def test_waiting_ends_when_a_device_that_was_asked_stays_silent(fleet: Fleet) -> None:
+    with DeviceSimulator(fleet.mqtt, "mute"):
+        until(lambda: fleet.devices().get("mute", {}).get("online"))
+        told = command_line(fleet, "command", "mute", "logs", "--expires", "1", "--wait")
+
+    assert told.returncode == 8
+    assert "was not done (sent): no answer within the 1 s that it counts" in told.stderr
+    assert "an answer that comes later" in told.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit import enrolment
-from edgekit.enrolment import Ask, Sealed, Token
+from edgekit import enrolment, envelope
+from edgekit.enrolment import Ask, RenewalAsk, RenewalRequest, Sealed, Token
 from edgekit.errors import EdgekitError, FleetError, LinkError, MessageError, UntrustedError
+from edgekit.fleet.enrolment import MOST_VALID
 from edgekit.fleet.folder import FleetFolder
-from edgekit.fleet.members import Members
+from edgekit.fleet.members import Issued, Members
 from edgekit.fleet.tuf.rotate import rotate
 from edgekit.signing import SigningKey
 from edgekit_converters.demo.processes import free_port
@@ -212,7 +213,7 @@ def test_a_certificate_is_renewed_for_a_new_key(office: Enrolling, tmp_path: Pat
     folder = tmp_path / "identity"
     before = get_in(office, office.token("renewed"), folder)
     key = (folder / "device.key").read_bytes()
-    office.clock.advance(30 * DAY_S)
+    office.clock.advance(50 * DAY_S)
 
     renew(before, clock=office.clock)
 
@@ -227,7 +228,7 @@ def test_a_lost_renewal_is_asked_for_again_for_the_same_key(
 ) -> None:
     folder = tmp_path / "identity"
     identity = get_in(office, office.token("patient"), folder)
-    office.clock.advance(1)
+    office.clock.advance(50 * DAY_S)
     office.wire.lose = 1
     with pytest.raises(LinkError):
         renew(identity, clock=office.clock)
@@ -237,6 +238,92 @@ def test_a_lost_renewal_is_asked_for_again_for_the_same_key(
 
     assert (folder / "device.key").read_bytes() == pending
     assert not list(tmp_path.glob(".identity.pending-*"))
+
+
+def test_a_renewal_is_refused_before_half_of_the_lifetime(
+    office: Enrolling, tmp_path: Path
+) -> None:
+    identity = get_in(office, office.token("eager"), tmp_path / "identity")
+    office.clock.advance(44 * DAY_S)
+    with pytest.raises(FleetError, match="too early to renew it"):
+        renew(identity, clock=office.clock)
+    assert office.held("eager") == 1
+
+    office.clock.advance(2 * DAY_S)
+    renew(identity, clock=office.clock)
+
+    with pytest.raises(FleetError, match="too early to renew it"):
+        renew(Identity.read(tmp_path / "identity"), clock=office.clock)
+    assert office.held("eager") == 2
+
+
+def test_a_device_holds_no_more_valid_certificates_than_it_may(
+    office: Enrolling, tmp_path: Path
+) -> None:
+    folder = tmp_path / "identity"
+    identity = get_in(office, office.token("greedy"), folder)
+    office.clock.advance(50 * DAY_S)
+
+    for _ in range(MOST_VALID - 1):
+        ask(office, folder, SigningKey.generate())
+    with pytest.raises(FleetError, match="may have no more"):
+        ask(office, folder, SigningKey.generate())
+
+    assert office.held("greedy") == MOST_VALID
+    assert Identity.read(folder).client_id == identity.client_id
+
+
+def test_the_key_that_waits_gets_its_certificate_however_often_it_asks(
+    office: Enrolling, tmp_path: Path
+) -> None:
+    folder, key = tmp_path / "identity", SigningKey.generate()
+    get_in(office, office.token("steady"), folder)
+    office.clock.advance(50 * DAY_S)
+
+    assert len({ask(office, folder, key) for _ in range(5)}) == 1
+    assert office.held("steady") == 2
+
+
+def ask(office: Enrolling, folder: Path, key: SigningKey) -> bytes:
+    """Ask for a certificate for a key, with what a device has; the answer."""
+    question = RenewalAsk(csr=enrolment.request_for(key))
+    request = RenewalRequest(
+        certificate=(folder / "device.crt").read_text(),
+        envelope=envelope.sign(
+            msgspec.json.encode(question),
+            kind=enrolment.RENEWAL,
+            key=SigningKey.read(folder / "device.key"),
+        ),
+    )
+    return office.office.renew(msgspec.json.encode(request))
+
+
+def test_what_expired_leaves_the_revocation_list_and_at_last_the_record(tmp_path: Path) -> None:
+    day_ms = round(DAY_S * 1000)
+    members = Members(tmp_path / "devices.sqlite")
+    with members.change() as change:
+        for number, expires_ms in enumerate((90 * day_ms, 140 * day_ms), start=1):
+            subject = change.enrol("berlin", "cam", now_ms=0)
+            issued = Issued(number, f"key {number}", b"pem", 0, expires_ms)
+            change.add_certificate(subject, issued)
+        change.revoke("berlin", "cam", now_ms=day_ms)
+
+    def listed(day: int) -> list[int]:
+        now_ms = day * day_ms
+        with members.change() as change:
+            change.forget_certificates(now_ms=now_ms)
+        return [one.serial for one in members.revoked(now_ms=now_ms)]
+
+    assert listed(90) == [1, 2]
+    assert listed(92) == [2]
+    assert listed(121) == [2]
+    with members.change() as change:
+        assert [one.serial for one in change.revoked(now_ms=0)] == [2]
+    assert listed(500) == []
+    # Of a device that is long gone, the last is kept: the list of members tells of it.
+    (member,) = members.every()
+    assert (member.generation, member.revoked_ms) == (2, day_ms)
+    assert member.expires_ms == 140 * day_ms
 
 
 def test_an_expired_certificate_is_not_renewed(office: Enrolling, tmp_path: Path) -> None:
@@ -310,7 +397,7 @@ def test_the_commands_carry_a_device_from_init_to_revocation(tmp_path: Path) -> 
             *("--out", str(tmp_path / "tokens"), "--json"),
         )
         files = [entry["file"] for entry in json.loads(tokens.stdout)["tokens"]]
-        assert [Path(file).name for file in files] == ["berlin-cam-1.token", "berlin-cam-2.token"]
+        assert [Path(file).name for file in files] == ["berlin_cam-1.token", "berlin_cam-2.token"]
         enrolled = edgekit(
             *("device", "enroll", "--token-file", files[0], "--coordinator", public),
             *("--state", str(tmp_path / "device"), "--json"),
@@ -341,6 +428,27 @@ def test_the_commands_carry_a_device_from_init_to_revocation(tmp_path: Path) -> 
     finally:
         coordinator.stop()
         broker.stop()
+
+
+def test_no_two_devices_share_a_tokens_file_and_none_is_replaced(tmp_path: Path) -> None:
+    folder, out = str(tmp_path / "fleet"), tmp_path / "tokens"
+    made = edgekit(
+        *("fleet", "init", folder, "--site", "a", "--site", "a-b", "--broker", "mqtts://a:1"),
+        *("--repository", "http://a/", "--coordinator", "http://a"),
+    )
+    assert made.returncode == 0, made.stderr
+
+    told = edgekit("fleet", "token", folder, "a-b/c", "a/b-c", "--out", str(out), "--json")
+
+    tokens = json.loads(told.stdout)["tokens"]
+    assert len({Path(entry["file"]).read_text() for entry in tokens}) == 2
+    before = {path: path.read_text() for path in out.iterdir()}
+    record = Members(FleetFolder(tmp_path / "fleet").members)
+    version = record.version()
+    again = edgekit("fleet", "token", folder, "a/new", "a/b-c", "--out", str(out))
+    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    assert {path: path.read_text() for path in out.iterdir()} == before
+    assert record.version() == version
 
 
 def test_members_are_told_by_the_names_of_their_fields(office: Enrolling, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_device_enrols_and_renews_by_the_authority_that_it_was_given(
     office: Enrolling, company: Path, tmp_path: Path
 ) -> None:
     identity = get_in(office, "cam", tmp_path / "identity", ca=company / "ca.pem")
-    office.clock.advance(30 * DAY_S)
+    office.clock.advance(50 * DAY_S)
 
     renew(identity, clock=office.clock)
 

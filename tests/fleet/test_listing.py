@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekit.fleet.client import say, show
 from edgekit.fleet.listing import paragraph, table
+from tests.fleet.processes import edgekit
 
 words = st.text("abcxyz019-/.:", min_size=1, max_size=24)
 texts = st.lists(words, max_size=30).map(" ".join)
@@ -44,3 +49,43 @@ def test_what_does_not_fit_beside_the_columns_goes_below() -> None:
         "berlin/a-rather-long-name",
         f"    {token}",
     ]
+
+
+NASTY = "x\x1b]0;owned\x07\x1b[2J\nberlin/b  online  \x9b32mall is well\u202e"
+
+
+def test_what_a_device_says_neither_steers_the_terminal_nor_forges_a_line() -> None:
+    (line,) = table([("berlin/a", NASTY, "offline")], width=100)
+    told = paragraph(f"berlin/a: {NASTY}", width=100)
+
+    assert line.isprintable()
+    assert len(told) == 1
+    assert told[0].isprintable()
+
+
+def test_what_is_printed_is_plain_and_its_json_the_same_document(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show({"said": NASTY}, as_json=True, lines=[])
+    assert_plain((as_json := capsys.readouterr().out), lines=1)
+    assert json.loads(as_json) == {"said": NASTY}
+
+    show({}, as_json=False, lines=["first", NASTY])
+    assert_plain(capsys.readouterr().out, lines=3)
+
+    say([NASTY])
+    assert_plain(capsys.readouterr().err, lines=2)
+
+
+def test_an_error_is_printed_plain() -> None:
+    told = edgekit("fleet", "devices", "--coordinator", "http://\x1b[2J\x9b1m")
+
+    assert told.returncode != 0
+    assert_plain(told.stderr, lines=len(told.stderr.splitlines()))
+
+
+def assert_plain(text: str, *, lines: int) -> None:
+    assert text.endswith("\n")
+    found = text[:-1].split("\n")
+    assert len(found) == lines
+    assert all(line.isprintable() for line in found)

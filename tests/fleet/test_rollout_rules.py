@@ -210,6 +210,37 @@ def test_a_device_that_compares_on_live_inputs_has_a_time_limit_of_its_own() -> 
     assert judge(trying, waited_s=10_000, online=False) == "failed"
 
 
+def test_a_timeout_says_what_the_device_did() -> None:
+    def reason(state: ModelState, *, taken: bool = True, online: bool = True) -> str:
+        return rollout.judge(
+            state, digest=GOOD, taken=taken, online=online, waited_s=15, timeout_s=15
+        ).reason
+
+    active = ModelState(digest=GOOD, target_digest=GOOD, state="active")
+    assert reason(active) == "timeout: not confirmed within 15 s (was active)"
+    assert reason(active, online=False).endswith("(was active, now offline)")
+    assert reason(active, taken=False).endswith("(the request was not taken)")
+
+
+@given(st.lists(st.floats(0, 50_000), max_size=40), st.floats(1, 5000))
+def test_after_a_canary_of_any_length_a_device_has_nearly_all_of_its_time(
+    looks: list[float], timeout_s: float
+) -> None:
+    """Whenever the coordinator looks: the last look in the canary is where the time begins."""
+    began_s = 0.0
+    trying = ModelState(digest=BAD, target_digest=GOOD, state="canary")
+    for now_s in sorted(looks):
+        waited_s = now_s - began_s
+        verdict = rollout.judge(
+            trying, digest=GOOD, taken=True, online=True, waited_s=waited_s, timeout_s=timeout_s
+        )
+        assert verdict == Verdict("moving", in_canary=True)
+        if rollout.begins_anew(waited_s=waited_s, timeout_s=timeout_s):
+            began_s = now_s
+
+    assert max(looks, default=0.0) - began_s <= timeout_s / 10
+
+
 def test_silence_is_late_only_where_the_device_was_never_reached() -> None:
     nothing = ModelState()
 

@@ -75,7 +75,9 @@ class Shelf:
     def keeps(self, served: Opened) -> bool:
         return self.kept is served
 
-    def present(self, served: Opened) -> Opened:
+    def present(self, served: Opened) -> Opened | None:
+        if served is not self.visible.get(MODEL):
+            return None
         return self.reopened.get(served.version, served)
 
     def release(self, name: str) -> None:

@@ -23,6 +23,7 @@ from edgekit_runtime.control.logring import LogRing
 from edgekit_runtime.control.settings import CommandsSection
 from edgekit_runtime.serving.models import Models
 from edgekit_runtime.serving.repository import Installed
+from edgekit_runtime.slots import Request
 from tests.clock import ManualClock
 from tests.runtime.served import until
 
@@ -37,9 +38,15 @@ class Shelf:
     def __init__(self, **models: ModelState) -> None:
         self.models = models
         self.answers = True
+        self.has_begun = False
+        self.withdrawn: list[tuple[str, Request]] = []
 
     def states(self) -> dict[str, ModelState]:
         return dict(self.models)
+
+    def withdraw(self, model: str, request: Request) -> bool:
+        self.withdrawn.append((model, request))
+        return not self.has_begun
 
     def rollback(self, model: str) -> None:
         if model not in self.models:

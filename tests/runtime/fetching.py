@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -16,6 +17,7 @@ from edgekit.messages import Wanted
 from edgekit_runtime.fetch import Fetcher, Wait
 from edgekit_runtime.fetch.part import MARK_SUFFIX, Mark, boot_id
 from edgekit_runtime.update import Reason, UpdateFailed
+from tests.runtime.authority import Authority
 from tests.runtime.file_server import DATA
 
 
@@ -79,3 +81,10 @@ def hold(fetcher: Fetcher, data: bytes, what: Wanted | None = None) -> None:
     part.write_bytes(data)
     mark = Mark(boot=boot_id(), durable_bytes=len(data))
     part.with_name(part.name + MARK_SUFFIX).write_bytes(msgspec.json.encode(mark))
+
+
+def tls_of(authority: Authority) -> ssl.SSLContext:
+    """What a server shows that this authority knows."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("server"))
+    return context

@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 from edgekit import control
 from edgekit.bundle import Bundle
 from edgekit.control import MAX_OUTPUT_BYTES, Benchmark, Diagnostics, Logs, Reload, SetInterval
-from edgekit.errors import ConfigError, EngineError, NotServed, Overloaded, UsageError
+from edgekit.errors import (
+    BundleError,
+    ConfigError,
+    EngineError,
+    NotServed,
+    Overloaded,
+    UsageError,
+)
 from edgekit.messages import ModelState
 from edgekit_runtime.control import redact
 from edgekit_runtime.control.hands import Hands
@@ -211,6 +218,11 @@ def test_a_rollback_that_nobody_sees_within_its_limit_says_so(tmp_path: Path) ->
     shelf.answers = False
     with pytest.raises(EngineError, match="has not yet"):
         rollback.run(control.Rollback(model="new"), hands(tmp_path, updates=shelf), after(3))
+    # Nobody waits for it any more: it must not be done hours later.
+    assert shelf.withdrawn == [("new", "rollback")]
+    shelf.has_begun = True
+    with pytest.raises(EngineError, match="has begun"):
+        rollback.run(control.Rollback(model="new"), hands(tmp_path, updates=shelf), after(3))
     with pytest.raises(UsageError):
         cancel.run(control.Cancel(model="new"), hands(tmp_path, updates=shelf), never)
 
@@ -284,3 +296,19 @@ def test_a_model_is_reloaded_and_answers_as_before(board: Any) -> None:
         np.testing.assert_allclose(output(wire.ask(infer(SAMPLES))), expected, atol=1e-5)
     with pytest.raises(NotServed):
         reload.run(Reload(model="none"), made.hands, never)
+
+
+def test_a_model_whose_bundle_went_bad_serves_on_when_it_is_reloaded(board: Any) -> None:
+    made, server = board
+    artifact = made.served.folder / made.served.variant.artifact
+    good = artifact.read_bytes()
+    # Another file in its place: the engine holds the old one open.
+    artifact.unlink()
+    artifact.write_bytes(good[:-1] + b"?")
+    with pytest.raises(BundleError, match="sha256"):
+        reload.run(Reload(model="tiny"), made.hands, never)
+
+    with Wire(server) as wire:
+        expected = bundles.directly(MODEL, SAMPLES)
+        np.testing.assert_allclose(output(wire.ask(infer(SAMPLES))), expected, atol=1e-5)
+    assert [entry.state for entry in made.repository.index()] == ["READY"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -96,6 +99,34 @@ def test_a_rollback_that_cannot_be_is_refused(config: Path, tmp_path: Path) -> N
     assert isinstance(refused, UsageError)
     assert "no version to go back to" in refused.message
     assert slots.asked("rollback") == []
+
+
+@pytest.mark.parametrize("asks", ["status", "doctor", "rollback tiny", "cancel tiny"])
+def test_whoever_may_not_look_into_the_state_folder_is_told_who_may(
+    config: Path, tmp_path: Path, asks: str
+) -> None:
+    """Root without the capabilities that pass over permissions stands for another user."""
+    state = tmp_path / "state"
+    install(Slots(state), tmp_path, {"a": "1.1.0", "b": "1.0.0"})
+    os.chown(state, *((65534, 65534) if os.geteuid() == 0 else (-1, -1)))
+    state.chmod(0o700 if os.geteuid() == 0 else 0)
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    program = "from edgekit.cli import main; main()"
+    answer = subprocess.run(
+        [
+            *(drop if os.geteuid() == 0 else []),
+            *(sys.executable, "-c", program, "device", *asks.split(), "--config", str(config)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    state.chmod(0o700)
+
+    assert answer.returncode == 2
+    assert f"{state} cannot be read by this user" in answer.stderr
+    assert "sudo -u" in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
 def test_a_daemon_without_a_configuration_says_which_file(tmp_path: Path) -> None:

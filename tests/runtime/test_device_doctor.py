@@ -124,9 +124,7 @@ def test_a_profile_is_taken_from_an_installed_bundle_where_nothing_else_has_it(
     config.write_text(config.read_text().replace("generic-x86_64", "site-gateway"))
     assert isinstance(run(config).exception, ProfileError)
     own = msgspec.structs.replace(bundles.PROFILE, name="site-gateway")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundles, "PROFILE", own)
-        install(tmp_path / "state", tmp_path)
+    install(tmp_path / "state", tmp_path, profile=own)
 
     assert examined(config)["profile"] == "site-gateway"
 
@@ -347,11 +345,11 @@ def test_a_version_fits_every_prefix_of_itself_and_no_other(numbers: list[int], 
     assert not checks.fits(version, f"{numbers[0] + 1}")
 
 
-@given(st.lists(st.sampled_from(["board", "engine", "bundle", "package"]), max_size=5))
+@given(st.lists(st.sampled_from(["board", "engine", "bundle", "package", "trust", "fleet"]), max_size=5))
 def test_the_gravest_finding_decides_what_the_command_ends_with(areas: list[Any]) -> None:
     found = verdict([Finding(area=area, subject=area, status="wrong") for area in areas])
 
-    codes = {"bundle": 4, "engine": 5, "board": 2, "package": 2}
+    codes = {"bundle": 4, "engine": 5, "board": 2, "package": 2, "trust": 2, "fleet": 2}
     order = [4, 5, 2]
     expected = min((order.index(codes[area]) for area in areas), default=None)
     assert (found.exit_code if found else None) == (None if expected is None else order[expected])

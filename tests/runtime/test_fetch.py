@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit_runtime.fetch import Fetcher, Interrupted, check, resolve
+from edgekit_runtime.fetch import Fetcher, Interrupted, OnHold, check, resolve
+from edgekit_runtime.fetch.allowance import HOLD_S
 from edgekit_runtime.update import Reason, UpdateFailed
 from tests.clock import ManualClock
 from tests.runtime.fetching import get, hold, make, refused, wanted
@@ -185,13 +186,17 @@ def test_a_body_that_drips_is_bounded_by_the_limit(server: FileServer, fetcher: 
 
 
 @pytest.mark.parametrize("bad", [another_file, endless])
-def test_wrong_bytes_are_fetched_twice_and_not_a_third_time(
+def test_wrong_bytes_are_fetched_once_and_not_again_for_hours(
     server: FileServer, fetcher: Fetcher, bad: Behaviour
 ) -> None:
     server.behaviours = [bad]
 
-    assert refused(fetcher) is Reason.WRONG_SHA256
-    assert server.offsets == [0, 0]
+    with pytest.raises(OnHold, match="not the announced file") as caught:
+        get(fetcher)
+
+    assert caught.value.reason is Reason.WRONG_SHA256
+    assert HOLD_S <= caught.value.wait_s <= 2 * HOLD_S
+    assert server.offsets == [0]
     assert not fetcher.part(wanted()).exists()
 
 
@@ -300,13 +305,14 @@ def test_what_nobody_needs_is_deleted(fetcher: Fetcher) -> None:
     keep, other = wanted(), wanted(b"other")
     for bundle in (keep, other):
         hold(fetcher, b"x", bundle)
-        fetcher.part(bundle).with_suffix(".delta").write_bytes(b"x")
+        for suffix in (".delta", ".spent"):
+            fetcher.part(bundle).with_suffix(suffix).write_bytes(b"x")
     folder = fetcher.part(keep).parent
     (folder / f".{keep.sha256}.part.0123abcd.tmp").write_bytes(b"x")
 
     fetcher.tidy({keep.sha256})
 
-    names = {keep.sha256 + suffix for suffix in (".part", ".part.mark", ".delta")}
+    names = {keep.sha256 + suffix for suffix in (".part", ".part.mark", ".delta", ".spent")}
     assert {path.name for path in folder.iterdir()} == names
 
 

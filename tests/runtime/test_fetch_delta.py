@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from edgekit import delta
 from edgekit.bundle import Bundle
 from edgekit.messages import Wanted
-from edgekit_runtime.fetch import Fetcher
+from edgekit_runtime.fetch import Fetcher, Interrupted
+from edgekit_runtime.fetch.shortcut import REBUILD_LIMIT_S
 from edgekit_runtime.trusted.target import Delta, Target
 from edgekit_runtime.update import Reason
 from tests import bundles
+from tests.clock import ManualClock
 from tests.faults import LinkProxy
 from tests.runtime.fetching import get, hold, make
 from tests.runtime.file_server import FileServer, Handler, files, says
+from tests.runtime.rebuild_once import Job, is_rebuilding
 
 BUNDLE, DELTA = "tiny/1.1.0/new.edge", "tiny/1.1.0/new.delta"
 
@@ -92,7 +99,9 @@ def target(release: Release, *urls: str, patch: bytes | None = None) -> Target:
     )
 
 
-def update(fetcher: Fetcher, release: Release, signed: Target) -> tuple[bytes, list[Reason]]:
+def update(
+    fetcher: Fetcher, release: Release, signed: Target, **options: Any
+) -> tuple[bytes, list[Reason]]:
     told: list[Reason] = []
     data = get(
         fetcher,
@@ -101,6 +110,7 @@ def update(fetcher: Fetcher, release: Release, signed: Target) -> tuple[bytes, l
         base_digest=release.base_digest,
         target=signed,
         tell=lambda reason, _: told.append(reason),
+        **options,
     )
     return data, told
 
@@ -116,7 +126,8 @@ def test_an_installed_bundle_is_updated_by_its_delta_alone(
     assert server.paths == [DELTA]
     # Of the delta nothing is left.
     names = {path.name for path in fetcher.part(wanted(release)).parent.iterdir()}
-    assert names == {f"{wanted(release).sha256}.part", f"{wanted(release).sha256}.part.mark"}
+    kept = (".part", ".part.mark", ".spent")
+    assert names == {wanted(release).sha256 + suffix for suffix in kept}
 
 
 def test_a_rebuilt_bundle_is_not_fetched_again_after_a_restart(
@@ -223,3 +234,74 @@ def test_a_mirror_helps_out_with_the_delta(release: Release, tmp_path: Path) -> 
         signed = target(release, first.url, second.url)
         assert update(make(tmp_path, "http://unused/"), release, signed) == (release.new, [])
         assert (first.paths, second.paths) == ([DELTA], [DELTA])
+
+
+def test_a_delta_that_kills_its_reader_is_read_once(
+    server: FileServer, release: Release, tmp_path: Path
+) -> None:
+    signed = target(release, server.url)
+    job = Job(
+        folder=str(tmp_path),
+        base=str(release.slot),
+        base_digest=release.base_digest,
+        wanted=wanted(release),
+        target=signed,
+    )
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.runtime.rebuild_once"],
+        input=msgspec.json.encode(job),
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    fetcher = make(tmp_path, "http://unused/")
+    assert is_rebuilding(fetcher.part(wanted(release)))
+
+    assert update(fetcher, release, signed) == (release.new, [Reason.DELTA_BROKEN])
+    assert server.paths == [DELTA, BUNDLE]
+    assert not is_rebuilding(fetcher.part(wanted(release)))
+    assert not fetcher.part(wanted(release)).with_suffix(".delta").exists()
+
+
+def test_a_rebuilding_that_is_asked_to_end_does_so_and_is_done_by_the_next_start(
+    server: FileServer, release: Release, tmp_path: Path
+) -> None:
+    fetcher = make(tmp_path, "http://unused/")
+    part = fetcher.part(wanted(release))
+    signed = target(release, server.url)
+
+    with pytest.raises(Interrupted):
+        update(fetcher, release, signed, wait=lambda _: is_rebuilding(part))
+
+    assert not is_rebuilding(part)
+    assert update(make(tmp_path, "http://unused/"), release, signed) == (release.new, [])
+    assert server.paths == [DELTA]
+
+
+def test_a_rebuilding_that_takes_too_long_gives_way_to_the_whole_bundle(
+    server: FileServer, release: Release, tmp_path: Path
+) -> None:
+    clock = ManualClock()
+    fetcher = make(tmp_path, "http://unused/", clock=clock)
+    part = fetcher.part(wanted(release))
+
+    def wait(_: float) -> bool:
+        if is_rebuilding(part):
+            clock.advance(REBUILD_LIMIT_S + 1)
+        return False
+
+    data, told = update(fetcher, release, target(release, server.url), wait=wait, limit_s=86400)
+
+    assert (data, told) == (release.new, [Reason.DELTA_BROKEN])
+    assert server.paths == [DELTA, BUNDLE]
+
+
+def test_an_error_that_no_reader_of_deltas_foresaw_costs_one_whole_download(
+    server: FileServer, release: Release, tmp_path: Path
+) -> None:
+    nowhere = release._replace(slot=Path("no\0path"))
+    fetcher = make(tmp_path, "http://unused/")
+
+    data, told = update(fetcher, nowhere, target(release, server.url))
+
+    assert (data, told) == (release.new, [Reason.DELTA_BROKEN])
+    assert server.paths == [DELTA, BUNDLE]

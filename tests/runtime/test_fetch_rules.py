@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from email.utils import format_datetime
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -13,7 +14,16 @@ from hypothesis import strategies as st
 from edgekit.errors import LinkError
 from edgekit_runtime.config import WINDOW
 from edgekit_runtime.fetch import address, answer, backoff
-from edgekit_runtime.fetch.mirrors import MAX_WRONG_FILES, Mirrors
+from edgekit_runtime.fetch.allowance import (
+    BESIDE_BYTES,
+    HOLD_S,
+    STEP_BYTES,
+    TIMES,
+    Allowance,
+    held_s,
+    hold_s,
+)
+from edgekit_runtime.fetch.mirrors import Mirrors
 from edgekit_runtime.fetch.pace import Bucket, Pulse
 from edgekit_runtime.fetch.retry import (
     FIRST_WAIT_S,
@@ -24,6 +34,7 @@ from edgekit_runtime.fetch.retry import (
 from edgekit_runtime.fetch.room import Need
 from edgekit_runtime.fetch.window import DAY_S, Window
 from edgekit_runtime.update import Reason, UpdateFailed
+from tests.clock import ManualClock
 
 NOW_MS = 1_700_000_000_000
 
@@ -206,8 +217,8 @@ def test_a_connection_that_drips_is_found_out_and_one_that_was_held_back_is_not(
 
 
 def mirrors(number: int, *, best: str | None = None) -> Mirrors:
-    urls = address.every([f"http://m{index}/" for index in range(number)], "it.edge")
-    return Mirrors(urls, best=best, rng=Random(3))
+    places = address.every([f"http://m{index}/" for index in range(number)], "it.edge")
+    return Mirrors(places, best=best, rng=Random(3))
 
 
 def host(made: Mirrors, now_s: float = 0.0) -> str:
@@ -254,13 +265,85 @@ def test_when_all_mirrors_refused_the_first_ones_reason_is_told() -> None:
         made.next(0.0)
 
 
-def test_a_mirror_with_the_wrong_file_gets_a_second_chance_and_no_third() -> None:
-    made = mirrors(1)
-    for _ in range(MAX_WRONG_FILES):
-        made.wrong_file(made.next(0.0), UpdateFailed(Reason.WRONG_SHA256, "no"), now_s=0.0)
+def test_a_mirror_with_a_wrong_file_is_left_alone_for_hours_and_others_are_asked() -> None:
+    made = mirrors(2)
+    made.hold(made.next(0.0), now_s=0.0, for_s=HOLD_S)
+    for now_s in (0.0, 200.0, 400.0):
+        assert host(made, now_s) == "m1"
+        assert made.held_s(now_s) == 0.0
+        assert not made.has_others(made.next(now_s))
+        made.failed(made.next(now_s), now_s=now_s)
 
-    with pytest.raises(UpdateFailed, match="no"):
+    made.refused(made.next(500.0), UpdateFailed(Reason.FETCH_REFUSED, "no"))
+    assert made.held_s(500.0) == HOLD_S - 500.0
+    assert made.held_s(HOLD_S) == 0.0
+    assert host(made, HOLD_S) == "m0"
+
+
+def test_a_server_that_may_send_no_more_hides_no_reason_that_may_pass() -> None:
+    made = mirrors(2)
+    made.refused(made.next(0.0), UpdateFailed(Reason.FETCH_EXHAUSTED, "too much"))
+    made.refused(made.next(0.0), UpdateFailed(Reason.FETCH_REFUSED, "not here yet"))
+
+    with pytest.raises(UpdateFailed, match="not here yet"):
         made.next(0.0)
+
+
+@given(drawn=st.integers(), at_ms=st.integers(0, 1 << 41), passed_s=st.floats(0, 4 * HOLD_S))
+def test_a_hold_lasts_hours_and_ends_whatever_the_clock_does(
+    drawn: int, at_ms: int, passed_s: float
+) -> None:
+    seconds = hold_s(Random(drawn))
+    assert HOLD_S <= seconds <= 2 * HOLD_S
+
+    again_ms = at_ms + round(seconds * 1000)
+    left_s = held_s(again_ms, now_ms=at_ms + round(passed_s * 1000))
+    assert left_s == pytest.approx(max(0.0, seconds - passed_s), abs=0.01)
+    # A clock that was set back by more than a hold says nothing of how much of it is over.
+    assert held_s(again_ms, now_ms=again_ms - round(2 * HOLD_S * 1000) - 1) == 0.0
+
+
+@given(
+    spent=st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9 << 20)), max_size=12),
+    size_bytes=st.integers(1, 8 << 20),
+)
+def test_what_a_server_sent_is_known_after_a_start_and_costs_no_other_one(
+    tmp_path_factory: pytest.TempPathFactory, spent: list[tuple[str, int]], size_bytes: int
+) -> None:
+    path = tmp_path_factory.mktemp("spent") / "x.spent"
+
+    def opened() -> Allowance:
+        return Allowance(path, size_bytes=size_bytes, clock=ManualClock(), rng=Random(1))
+
+    made = opened()
+    for base, sent in spent:
+        made.spend(base, body_bytes=sent)
+    killed = opened()
+    made.save()
+    for base in "abc":
+        sent = sum(sent for other, sent in spent if other == base)
+        assert made.left_bytes(base) == max(0, TIMES * size_bytes - sent)
+        assert opened().left_bytes(base) == made.left_bytes(base)
+        assert killed.left_bytes(base) - made.left_bytes(base) < STEP_BYTES
+
+
+def test_who_sends_too_much_beside_files_may_send_no_file(tmp_path: Path) -> None:
+    made = Allowance(tmp_path / "x.spent", size_bytes=100, clock=ManualClock(), rng=Random(1))
+    made.spend("http://x/", beside_bytes=BESIDE_BYTES - 1)
+    assert made.left_bytes("http://x/") == TIMES * 100
+
+    made.spend("http://x/", beside_bytes=1)
+    assert made.left_bytes("http://x/") == 0
+    assert made.left_bytes("http://y/") == TIMES * 100
+
+
+def test_accounts_that_cannot_be_read_are_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "x.spent"
+    path.write_bytes(b'{"http://x/": {"spent_')
+    made = Allowance(path, size_bytes=100, clock=ManualClock(), rng=Random(1))
+
+    assert made.left_bytes("http://x/") == TIMES * 100
+    assert made.held_s("http://x/") == 0.0
 
 
 @given(
@@ -273,8 +356,8 @@ def test_a_mirror_with_the_wrong_file_gets_a_second_chance_and_no_third() -> Non
 def test_somebody_is_always_asked_within_the_longest_wait_until_all_refused(
     events: list[tuple[str, float]], number: int, seed: int
 ) -> None:
-    urls = address.every([f"http://m{index}/" for index in range(number)], "it.edge")
-    made = Mirrors(urls, best=None, rng=Random(seed))
+    places = address.every([f"http://m{index}/" for index in range(number)], "it.edge")
+    made = Mirrors(places, best=None, rng=Random(seed))
     now_s = 0.0
     refused = 0
     for what, passed_s in events:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -25,6 +24,7 @@ from edgekit_runtime.identity.validity import EARLIEST_MS, Validity
 from tests.clock import ManualClock
 from tests.fleet.enrolling import DAY_S, NOW_MS, Enrolling, enrolling
 from tests.fleet.processes import edgekit
+from tests.kills import killed_after
 
 DAY_MS = 86_400_000
 _MEMORY = Path("/dev/shm")
@@ -260,41 +260,6 @@ def test_an_identity_that_is_not_whole_changes_nothing(identity: Identity) -> No
     ]
 
 
-def killed_after(steps: int, work: Callable[[], object]) -> bool:
-    """Do `work` in a child that is killed before its next change on disk; whether it ended first.
-
-    Changes are what Python itself reports of opening for writing, renaming, linking, removing.
-    """
-    child = os.fork()
-    if child == 0:
-        left = steps
-
-        def hook(event: str, arguments: tuple[object, ...]) -> None:
-            nonlocal left
-            writes = (
-                event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_ACCMODE
-            )
-            if writes or event in CHANGES:
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-        try:
-            work()
-        except BaseException:  # noqa: BLE001 - told by the exit code
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return False
-    assert os.WEXITSTATUS(status) == 0
-    return True
-
-
-CHANGES = {"os.rename", "os.link", "os.symlink", "os.remove", "os.rmdir", "os.mkdir", "os.chown"}
-
-
 @pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_a_kill_at_any_moment_of_an_enrolment_leaves_none_and_it_works_again(
     office: Enrolling, memory: Path
@@ -330,9 +295,9 @@ def test_a_kill_at_any_moment_of_a_renewal_leaves_the_old_identity_or_the_new_on
     office: Enrolling, memory: Path
 ) -> None:
     identity = enrolled(office, memory / "renewed" / "identity")
+    office.clock.advance(50 * DAY_S)
     ended, kills = False, 0
     while not ended:
-        office.clock.advance(1)
         before = Identity.read(identity.folder)
 
         def work(before: Identity = before) -> None:
@@ -341,6 +306,8 @@ def test_a_kill_at_any_moment_of_a_renewal_leaves_the_old_identity_or_the_new_on
         ended = killed_after(kills, work)
         after = Identity.read(identity.folder)
         assert after.expires_at_ms >= before.expires_at_ms
+        if after.expires_at_ms > before.expires_at_ms:
+            office.clock.advance(50 * DAY_S)
         kills += 1
     assert after.expires_at_ms > before.expires_at_ms
     assert kills > 20
@@ -350,7 +317,7 @@ def test_a_kill_at_any_moment_of_a_renewal_leaves_the_old_identity_or_the_new_on
 def test_a_disk_without_room_is_told_and_leaves_the_old_identity(
     identity: Identity, office: Enrolling
 ) -> None:
-    office.clock.advance(1)
+    office.clock.advance(50 * DAY_S)
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

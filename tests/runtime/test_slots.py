@@ -11,7 +11,7 @@ from edgekit.errors import StorageError
 from edgekit.messages import Desired, Wanted
 from edgekit_runtime.desired import DesiredState
 from edgekit_runtime.lock import StateLock, is_running
-from edgekit_runtime.slots import RECORD, Slots
+from edgekit_runtime.slots import RECORD, SETTLED, Slots
 from edgekit_runtime.update import Installed, Record
 from tests import bundles
 
@@ -54,7 +54,7 @@ def test_what_a_kill_left_behind_is_removed(slots: Slots, tmp_path: Path) -> Non
 
     slots.tidy()
 
-    assert sorted(path.name for path in home.iterdir()) == ["a", RECORD]
+    assert sorted(path.name for path in home.iterdir()) == ["a", SETTLED, RECORD]
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b'{"active": "a"}', b"\xff\xfe", b'{"active": "c"}'])

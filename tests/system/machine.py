@@ -131,10 +131,14 @@ def booted(root: Path, *options: str) -> Iterator[Machine]:
                 folder.rmdir()
 
 
-def copied(base: Path, root: Path) -> Path:
-    """A copy of a file system with its owners and devices."""
-    subprocess.run(["cp", "--archive", "--reflink=auto", base, root], check=True)
-    return root
+@contextmanager
+def copied(base: Path, root: Path) -> Iterator[Path]:
+    """A copy of a file system with its owners and devices, taken away again at the end."""
+    try:
+        subprocess.run(["cp", "--archive", "--reflink=auto", base, root], check=True)
+        yield root
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def why_not() -> str | None:

@@ -69,15 +69,15 @@ def complaints(journal: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The file system of a Debian with the package's file in it."""
     if not PACKAGE or not BASE:
         pytest.skip("needs a package and a Debian that boots: make systemd-test brings both")
     if reason := machine.why_not():
         pytest.skip(reason)
-    root = machine.copied(Path(BASE), tmp_path_factory.mktemp("debian") / "root")
-    shutil.copy(PACKAGE, root / "package.deb")
-    return root
+    with machine.copied(Path(BASE), tmp_path_factory.mktemp("debian") / "root") as root:
+        shutil.copy(PACKAGE, root / "package.deb")
+        yield root
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +151,8 @@ def test_the_commands_of_the_installation_start_a_service_that_serves(begun: Mac
 def test_the_service_is_active_only_once_the_daemon_says_that_it_serves(board: Machine) -> None:
     board.run("systemctl", "stop", UNIT)
     board.run("systemctl", "start", "--no-block", UNIT)
-    # Long before it can have opened an engine.
     wait_for(lambda: board.show(UNIT, "MainPID") != "0", "a process")
-    send(board, signal.SIGSTOP)
+    send(board, signal.SIGSTOP)  # long before it can have opened an engine
 
     held = [board.show(UNIT, "ActiveState") for _ in range(20)]
     answered = serves(board)
@@ -320,8 +319,7 @@ def test_a_wrong_configuration_is_told_and_not_tried_for_ever(quick: Machine) ->
     config = quick.run("cat", CONFIG)
     write(quick, CONFIG, config.replace("[serve]", "[serve]\ncolour = 1"))
     quick.run("systemctl", "restart", UNIT, ok=False)
-    # A restart would come after 1 s.
-    quick.run("sleep", "3")
+    quick.run("sleep", "3")  # a restart would come after 1 s
     status = quick.run("systemctl", "status", "--no-pager", "--full", UNIT, ok=False)
 
     assert quick.show(UNIT, "ActiveState") == "failed"
@@ -361,18 +359,19 @@ def test_the_package_again_restarts_the_service_and_keeps_its_state(board: Machi
 def test_a_board_with_a_read_only_root_serves_after_its_start(
     board: Machine, tmp_path: Path
 ) -> None:
-    root = machine.copied(board.root, tmp_path / "root")
-    state = (root / "var/lib/edgekit").rename(tmp_path / "state")
-    (root / "var/lib/edgekit").mkdir()
-    record = (state / "models/tiny/state.json").read_bytes()
-
+    state = tmp_path / "state"
     options = ("--read-only", f"--bind={state}:/var/lib/edgekit")
-    with machine.booted(root, *options) as again:
-        wait_for(lambda: serves(again), "the model")
-        refused = again.run("sh", "-c", "echo > /etc/trace || echo refused")
-        text = again.show(UNIT, "StatusText")
-        again.run("systemctl", "stop", UNIT)
-        journal = again.journal()
+    with machine.copied(board.root, tmp_path / "root") as root:
+        # Apart, as on a partition of its own.
+        (root / "var/lib/edgekit").rename(state)
+        (root / "var/lib/edgekit").mkdir()
+        record = (state / "models/tiny/state.json").read_bytes()
+        with machine.booted(root, *options) as again:
+            wait_for(lambda: serves(again), "the model")
+            refused = again.run("sh", "-c", "echo > /etc/trace || echo refused")
+            text = again.show(UNIT, "StatusText")
+            again.run("systemctl", "stop", UNIT)
+            journal = again.journal()
 
     assert refused == "refused\n"
     assert text == SERVES

@@ -85,7 +85,7 @@ def root_signers(folder: FleetFolder) -> list[CryptoSigner]:
 def _settle(folder: FleetFolder, editor: Editor) -> None:
     for name, key in names(folder).items():
         successor = next_file(key)
-        if not successor.exists():
+        if not signers.is_here(successor):
             continue
         keyid = signers.of(SigningKey.read(successor)).public_key.keyid
         if keyid not in _counting(editor, name):

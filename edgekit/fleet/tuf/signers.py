@@ -18,9 +18,9 @@ def read(path: Path, *, role: str) -> CryptoSigner:
 
     Raises:
         FleetError: the file is not here; `role` says what for it is needed.
-        ConfigError: it holds no P-256 key, or others can read it.
+        ConfigError: it holds no P-256 key, others can read it, or we cannot.
     """
-    if not path.exists():
+    if not is_here(path):
         raise FleetError(
             f"{path} is needed to sign {role} and is not here",
             hint="bring the key to this folder, or run this where the key is",
@@ -30,7 +30,21 @@ def read(path: Path, *, role: str) -> CryptoSigner:
 
 def present(path: Path) -> CryptoSigner | None:
     """The signer of a key file that may have been moved away."""
-    return of(SigningKey.read(path)) if path.exists() else None
+    return of(SigningKey.read(path)) if is_here(path) else None
+
+
+def is_here(path: Path) -> bool:
+    """Whether a key file is in its place, raising `ConfigError` where we may not look there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as e:
+        raise ConfigError(
+            f"private key {path} cannot be read: {e.strerror}",
+            hint="run this as the user whose key it is",
+        ) from e
+    return True
 
 
 def of(key: SigningKey) -> CryptoSigner:
@@ -43,7 +57,7 @@ def of(key: SigningKey) -> CryptoSigner:
 
 def new(path: Path) -> CryptoSigner:
     """The signer of a new key at `path` (0600); one that is there already is taken."""
-    if not path.exists():
+    if not is_here(path):
         storage.write(path, SigningKey.generate().pem(), mode=0o600, exclusive=True)
     return of(SigningKey.read(path))
 

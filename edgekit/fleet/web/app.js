@@ -44,9 +44,12 @@ const bytes = (value) =>
 // SITE/ID; where there is one site, its name is in the header already.
 const named = (device) => (oneSite ? device.slice(device.indexOf("/") + 1) : device);
 
-// What serves; where an update is under way or did not stay, to which version.
+// What serves; then the version whose update is under way or did not stay, and before its state.
 const way = ({ version, target }) =>
-  (target && target !== version ? `${version ?? "–"} → ${target}` : version ?? "–");
+  (target && target !== version ? `${version ?? "none"} serves, ${target}` : version ?? "–");
+
+const percent = (share) =>
+  (share === null || share === undefined ? "" : ` ${Math.floor(share * 100)} %`);
 
 function ago(ms) {
   const seconds = Math.max(0, Math.round((Date.now() - ms) / 1000));
@@ -154,15 +157,21 @@ function rollouts(found) {
       "edgekit rollout create --model NAME --version VERSION");
   }
   return make("div", {}, ...found.rollouts.map((one) => {
-    const told = one.devices.filter((device) => ["failed", "late", "skipped", "revoked", "stopped"].includes(device.outcome));
+    const told = [
+      ...one.devices.filter((device) => ["failed", "late", "skipped", "revoked", "stopped"].includes(device.outcome)),
+      ...one.devices.filter((device) => device.outcome === "moving"),
+    ];
     return make("div", { class: "item" },
       make("div", { class: "title" },
         make("h3", {}, `${one.id} · ${one.model} ${one.version}`), state(one.state)),
       one.reason ? make("p", { class: "reason" }, one.reason) : null,
+      ...one.warnings.map((warning) => make("p", { class: "reason" }, `warning: ${warning}`)),
       make("div", { class: "waves" }, ...one.waves.map(wave)),
       told.length ? make("ul", { class: "devices" }, ...told.slice(0, 8).map((device) =>
-        make("li", {}, `${named(device.device)} `, state(device.outcome),
-          make("span", { class: "quiet" }, ` ${device.reason}`)))) : null);
+        make("li", {}, `${named(device.device)} `,
+          state(device.outcome === "moving" ? device.update : device.outcome),
+          make("span", { class: "quiet" }, device.outcome === "moving"
+            ? `${percent(device.progress)}${device.online ? "" : " offline"}` : ` ${device.reason}`)))) : null);
   }));
 }
 

@@ -12,6 +12,7 @@ import msgspec
 
 from edgekit import errors
 from edgekit.errors import EdgekitError, LinkError
+from edgekit.terminal import plain
 
 # What may be wrong on a board; anything else is an error of the link between two programs.
 _KINDS: dict[str, type[EdgekitError]] = {
@@ -53,11 +54,6 @@ def decode(line: bytes) -> dict[str, Any]:
         return reply
     kind = _KINDS.get(error.kind, LinkError)
     raise kind(f"on the board: {plain(error.message)}", hint=error.hint and plain(error.hint))
-
-
-def plain(text: str) -> str:
-    """A line for a terminal, without what would move its cursor or change its colours."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 class _Error(msgspec.Struct, frozen=True):

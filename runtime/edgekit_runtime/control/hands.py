@@ -12,6 +12,7 @@ from edgekit_runtime.config import Config
 from edgekit_runtime.control.logring import LogRing
 from edgekit_runtime.serving.models import Models
 from edgekit_runtime.serving.repository import Repository
+from edgekit_runtime.slots import Request
 
 # Waits so many seconds, or less; whether to stop: the limit is reached, or the daemon ends.
 Wait = Callable[[float], bool]
@@ -30,6 +31,10 @@ class Updates(Protocol):
 
     def cancel(self, model: str) -> None:
         """Ask for the end of the update, raising `UsageError` where none is under way."""
+        ...
+
+    def withdraw(self, model: str, request: Request) -> bool:
+        """Ask for it no more; `False` where it was begun already, and may yet be done."""
         ...
 
 

@@ -29,16 +29,22 @@ def doctor(path: Path, profile: str | None, as_json: bool) -> None:
     """
     import msgspec
 
+    from edgekit.clock import SystemClock
     from edgekit_runtime import config
-    from edgekit_runtime.doctor import examination, findings
+    from edgekit_runtime.doctor import belonging, examination, findings
     from edgekit_runtime.doctor.page import page
+    from edgekit_runtime.reach import reaching
 
     state = config.StateSection().folder
+    belongs: list[findings.Finding] = []
     if profile is None or path.exists():
         settings = config.read(path)
         state, profile = settings.state.folder, profile or settings.device.profile
-    board = examination.profile_for(profile, folder=path.parent, state=state)
-    found = examination.examine(board, state=state)
+        with reaching(state):
+            belongs = list(belonging.findings(settings, now_ms=SystemClock().now_ms()))
+    with reaching(state):
+        board = examination.profile_for(profile, folder=path.parent, state=state)
+        found = examination.examine(board, state=state, belongs=belongs)
     error = findings.verdict(found.findings)
     if as_json:
         document = {"ok": error is None, **msgspec.structs.asdict(found)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -52,10 +52,17 @@ def profile_for(name: str, *, folder: Path, state: Path) -> DeviceProfile:
         raise
 
 
-def examine(profile: DeviceProfile, *, state: Path, root: Path = Path("/")) -> Examination:
+def examine(
+    profile: DeviceProfile,
+    *,
+    state: Path,
+    belongs: Iterable[Finding] = (),
+    root: Path = Path("/"),
+) -> Examination:
     """Look at this board; nothing is changed.
 
     Args:
+        belongs: what was found of its keys, its identity and its link.
         state: the daemon's folder.
         root: where the board's files are.
 
@@ -79,6 +86,7 @@ def examine(profile: DeviceProfile, *, state: Path, root: Path = Path("/")) -> E
         *checks.firmware(profile, found),
         *_service(root),
         *_owners(state),
+        *belongs,
         *(_slot(held, ties, found) for held in slots),
     )
     return Examination(profile=profile.name, findings=findings, ties=ties)

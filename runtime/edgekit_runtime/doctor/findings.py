@@ -8,13 +8,24 @@ from typing import Literal
 from edgekit.errors import BundleError, EdgekitError, EngineError, UsageError
 from edgekit.structs import Strict
 
-Area = Literal["board", "python", "package", "engine", "driver", "firmware", "service", "bundle"]
+Area = Literal[
+    "board",
+    "python",
+    "package",
+    "engine",
+    "driver",
+    "firmware",
+    "service",
+    "trust",
+    "fleet",
+    "bundle",
+]
 Status = Literal["ok", "note", "unknown", "wrong"]
 
 _ERRORS: tuple[tuple[type[EdgekitError], tuple[Area, ...]], ...] = (
     (BundleError, ("bundle",)),
     (EngineError, ("engine", "driver", "firmware")),
-    (UsageError, ("board", "python", "package", "service")),
+    (UsageError, ("board", "python", "package", "service", "trust", "fleet")),
 )
 
 

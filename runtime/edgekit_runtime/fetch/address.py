@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from edgekit_runtime.update import Reason, UpdateFailed
 
 _PLAIN = re.compile(r"[!-~]+\Z")
+
+
+class Place(NamedTuple):
+    """Where a file can be asked for.
+
+    Attributes:
+        url: its address.
+        base: whose it is: the same for a bundle and the deltas to it that lie at one repository.
+    """
+
+    url: SplitResult
+    base: str
 
 
 def resolve(repository: str, url: str) -> SplitResult:
@@ -29,9 +42,17 @@ def resolve(repository: str, url: str) -> SplitResult:
     return parts
 
 
-def every(repositories: Iterable[str], url: str) -> tuple[SplitResult, ...]:
-    """The addresses of a file at each repository, in order; the same one only once."""
-    return tuple(dict.fromkeys(resolve(repository, url) for repository in repositories))
+def every(repositories: Iterable[str], url: str) -> tuple[Place, ...]:
+    """The places of a file at each repository, in order; the same one only once."""
+    found = dict.fromkeys(resolve(repository, url) for repository in repositories)
+    return tuple(Place(each, each.geturl()) for each in found)
+
+
+def beside(urls: Iterable[str], others: Iterable[str]) -> tuple[Place, ...]:
+    """The places of another file at the same repositories: `others` beside `urls`, in order."""
+    pairs = zip(urls, others, strict=True)
+    bases = {resolve(other, ""): resolve(url, "").geturl() for url, other in pairs}
+    return tuple(Place(url, base) for url, base in bases.items())
 
 
 def origin(url: SplitResult) -> str:

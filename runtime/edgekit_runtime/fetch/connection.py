@@ -1,17 +1,16 @@
-"""Connection: one HTTP request whose every step has a time limit."""
+"""Connection: one HTTP request whose every step has a time limit and can be ended."""
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import ssl
-import threading
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from urllib.parse import SplitResult
 
 from edgekit.errors import ConfigError
 from edgekit_runtime.fetch import address
+from edgekit_runtime.fetch.watch import Watch
 
 
 class Connection(HTTPConnection):
@@ -23,6 +22,7 @@ class Connection(HTTPConnection):
         tls: whom to trust, for `https`.
         window_bytes: most that the kernel takes in ahead of the reader; `None` leaves it to the
             kernel. Without a bound a download that is read slowly is not fetched slowly.
+        watch: ends its waits.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class Connection(HTTPConnection):
         timeout_s: float,
         tls: ssl.SSLContext | None,
         window_bytes: int | None,
+        watch: Watch,
     ) -> None:
         # Decides what `Host` says. The base class that knows TLS knows no window.
         self.default_port = 80 if url.scheme == "http" else 443
@@ -39,6 +40,7 @@ class Connection(HTTPConnection):
         self._timeout_s = timeout_s
         self._tls = tls if url.scheme == "https" else None
         self._window_bytes = window_bytes
+        self._watch = watch
 
     def connect(self) -> None:
         """Reach the server, and agree on TLS with it."""
@@ -51,36 +53,14 @@ class Connection(HTTPConnection):
             self.sock.do_handshake()
 
     def ask(self, url: SplitResult, headers: dict[str, str]) -> HTTPResponse:
-        """Send a request and read the head of its answer.
-
-        A timeout of a socket counts anew with each byte, and a head that drips would take weeks:
-        everything until the body has one time limit together, twice the one for silence.
-        """
-        is_over = threading.Event()
-
-        def hang_up() -> None:
-            is_over.set()
-            # It may not be there yet, or the other end may have closed it at the same moment.
-            with contextlib.suppress(OSError, AttributeError):
-                self.sock.shutdown(socket.SHUT_RDWR)
-
-        limit_s = 2 * self._timeout_s
-        late = f"no answer had begun after {limit_s:g} s"
-        watch = threading.Timer(limit_s, hang_up)
-        watch.daemon = True
-        watch.start()
+        """Send a request and read the head of its answer."""
+        self.request("GET", address.target(url), headers=headers)
+        response = self.getresponse()
         try:
-            self.request("GET", address.target(url), headers=headers)
-            response = self.getresponse()
-        except (HTTPException, OSError) as e:
-            if is_over.is_set():
-                raise TimeoutError(late) from e
+            self._watch.begun()
+        except BaseException:
+            response.close()
             raise
-        finally:
-            watch.cancel()
-        if is_over.is_set():
-            # A head that was cut off reads like one that is short.
-            raise TimeoutError(late)
         return response
 
     def _reach(self) -> socket.socket:
@@ -88,12 +68,14 @@ class Connection(HTTPConnection):
         for family, kind, protocol, _, place in socket.getaddrinfo(
             self.host, self.port, type=socket.SOCK_STREAM
         ):
+            self._watch.look()
             sock = socket.socket(family, kind, protocol)
             sock.settimeout(self._timeout_s)
             if self._window_bytes is not None:
                 # Before it connects: the window is agreed on then.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._window_bytes)
             try:
+                self._watch.hold(sock)
                 sock.connect(place)
             except OSError as e:
                 sock.close()

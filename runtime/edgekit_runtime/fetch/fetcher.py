@@ -3,6 +3,7 @@
     STATE/fetch/SHA256.part          the bundle's file, as far as it is here
     STATE/fetch/SHA256.delta         a delta to it, as far as it is here
     STATE/fetch/….mark               what of them can be believed (`part`)
+    STATE/fetch/SHA256.spent         what each server sent for it (`allowance`)
 
 Promise: a file that `fetch` returns is the announced one, byte for byte, whichever way it came.
 """
@@ -12,23 +13,25 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult
 
 from edgekit import storage
 from edgekit.clock import Clock
-from edgekit.errors import BundleError, StorageError
+from edgekit.errors import BundleError
 from edgekit.messages import Wanted
-from edgekit_runtime.fetch import address, room
+from edgekit_runtime.fetch import address, room, shortcut
+from edgekit_runtime.fetch import allowance as allowances
+from edgekit_runtime.fetch.address import Place
+from edgekit_runtime.fetch.allowance import Allowance
 from edgekit_runtime.fetch.attempt import Attempt, Link, Progress
 from edgekit_runtime.fetch.connection import tls_context
 from edgekit_runtime.fetch.download import Download
 from edgekit_runtime.fetch.hours import Hours, Wait
 from edgekit_runtime.fetch.pace import Bucket
-from edgekit_runtime.fetch.part import Part, boot_id, file_sha256, file_size
+from edgekit_runtime.fetch.part import Part, boot_id, file_sha256, file_size, remove
 from edgekit_runtime.fetch.patience import Patience
 from edgekit_runtime.fetch.window import Window
 from edgekit_runtime.update import Reason, UpdateFailed
@@ -46,12 +49,15 @@ _OF_THE_DELTA = frozenset(
         Reason.BAD_URL,
         Reason.FETCH_REFUSED,
         Reason.FETCH_TIMEOUT,
+        Reason.FETCH_EXHAUSTED,
         Reason.WRONG_SIZE,
         Reason.WRONG_SHA256,
+        Reason.DELTA_BROKEN,
     }
 )
 # No limit of bandwidth lets a burst through that is longer than this.
 _BURST_S = 0.25
+_DELTA_SUFFIX = ".delta"
 
 
 class Fetcher:
@@ -135,39 +141,54 @@ class Fetcher:
             frees_bytes: what goes from the free slot before the bundle is unpacked there.
             limit_s: for all attempts together, in seconds; hours outside the window do not count.
             progress: called with the share that is here.
-            wait: waits for a number of seconds, and says whether the download shall end.
+            wait: waits for a number of seconds, and says whether the download shall end; asked
+                with 0 from another thread, too.
             tell: hears of what went wrong and was mended.
 
         Raises:
+            OnHold: whoever could be asked sent a wrong file; not for hours.
             UpdateFailed: with a reason code.
             Interrupted: `wait` said so.
             StorageError: the disk takes no more.
         """
         part = self._part(self.part(wanted), wanted.size_bytes, wanted.sha256)
-        short = None if part.is_begun else _shortest(target, base_digest, wanted.size_bytes)
-        if (
-            short is not None
-            and base is not None
-            and self._fits(short.size_bytes, wanted, frees_bytes=frees_bytes)
-        ):
-            # Half of the time: a repository that holds back nothing but deltas is waited out.
-            patience = self._patience(short.path, limit_s / 2, wait)
-            if self._rebuild(part, base, short, patience, progress=progress, tell=tell):
-                return part.path
-            limit_s = limit_s / 2 + patience.left_s()
-        missing = wanted.size_bytes - part.held_bytes()
-        self._check_room(missing, wanted, rebuilt=0, frees_bytes=frees_bytes)
-        urls = self._urls(wanted, target)
-        patience = self._patience(wanted.url, limit_s, wait)
-        self._download(part, wanted.url, urls, patience, progress)
+        allowance = Allowance(
+            part.path.with_suffix(allowances.SUFFIX),
+            size_bytes=wanted.size_bytes,
+            clock=self._clock,
+            rng=self._rng,
+        )
+        self._clear_remains(part, tell)
+        short = shortcut.shortest(target, base_digest, wanted.size_bytes)
+        try:
+            if (
+                not part.is_begun
+                and base is not None
+                and target is not None
+                and short is not None
+                and self._fits(short.size_bytes, wanted, frees_bytes=frees_bytes)
+            ):
+                # Half of the time: a repository that holds back nothing but deltas is waited out.
+                patience = self._patience(short.path, limit_s / 2, wait)
+                get = partial(self._download, allowance, patience, progress)
+                if self._rebuild(get, part, base, target, short, patience=patience, tell=tell):
+                    return part.path
+                limit_s = limit_s / 2 + patience.left_s()
+            missing = wanted.size_bytes - part.held_bytes()
+            self._check_room(missing, wanted, rebuilt=0, frees_bytes=frees_bytes)
+            patience = self._patience(wanted.url, limit_s, wait)
+            places = self._places(wanted, target)
+            self._download(allowance, patience, progress, part, wanted.url, places)
+        finally:
+            allowance.save()
         return part.path
 
     def forget(self, wanted: Wanted) -> None:
         """Delete the file of a bundle that is needed no more, raising `StorageError`."""
-        _remove(self.part(wanted))
+        remove(self.part(wanted))
 
     def tidy(self, keep: set[str]) -> None:
-        """Delete every part, delta and mark but those of bundles with these sha256.
+        """Delete every part, delta, mark and account but those of bundles with these sha256.
 
         Raises:
             StorageError: the disk does not let one go.
@@ -175,73 +196,68 @@ class Fetcher:
         for path in self._folder.iterdir():
             # What begins with a dot was being written when the daemon ended.
             if path.is_file() and path.name.partition(".")[0] not in keep:
-                _remove(path)
+                remove(path)
 
     def _rebuild(
         self,
+        get: Callable[[Part, str, Sequence[Place]], None],
         part: Part,
         base: Path,
+        target: Target,
         short: Delta,
-        patience: Patience,
         *,
-        progress: Progress,
+        patience: Patience,
         tell: Tell | None,
     ) -> bool:
         """Bring the bundle by a delta; `False` where that gave nothing, which is told."""
-        # The decoder is memory that a board without deltas does not spend.
-        from edgekit import delta
-
-        patch = self._part(part.path.with_suffix(".delta"), short.size_bytes, short.sha256)
+        patch = self._patch(part, short)
         try:
-            urls = address.every(short.urls, "")
-            self._download(patch, short.path, urls, patience, progress)
-            delta.apply(
-                base,
-                patch.path,
-                part.path,
-                wanted_sha256=part.sha256,
-                wanted_size_bytes=part.size_bytes,
-            )
+            get(patch, short.path, address.beside(target.urls, short.urls))
+            shortcut.rebuild(base, patch, part, patience=patience)
         except (BundleError, UpdateFailed) as e:
             if isinstance(e, UpdateFailed) and e.reason not in _OF_THE_DELTA:
                 raise
             # Begun now: a start after this one does not try the delta again.
             part.begin()
             patch.delete()
-            log.warning("delta is of no use", extra={"delta": short.path, "error": str(e)})
-            if tell is not None:
-                tell(Reason.DELTA_BROKEN, f"{short.path}: {e}")
+            _tell_broken(tell, f"{short.path}: {e}")
             return False
-        part.finish()
-        patch.delete()
         log.info(
             "bundle rebuilt from a delta",
             extra={"delta": short.path, "fetched_bytes": short.size_bytes, "of": part.size_bytes},
         )
         return True
 
+    def _clear_remains(self, part: Part, tell: Tell | None) -> None:
+        if shortcut.clear_remains(part, self._patch(part)):
+            _tell_broken(tell, f"{part.path.name}: the daemon ended while it read the delta")
+
     def _download(
         self,
-        part: Part,
-        what: str,
-        urls: Sequence[SplitResult],
+        allowance: Allowance,
         patience: Patience,
         progress: Progress,
+        part: Part,
+        what: str,
+        places: Sequence[Place],
     ) -> None:
+        is_delta = part.path.suffix == _DELTA_SUFFIX
         download = Download(
             part,
             what=what,
-            urls=urls,
+            places=places,
             best=self._best,
             attempt=Attempt(
                 part,
                 what=what,
                 link=self._link,
+                allowance=allowance,
                 bucket=self._bucket,
-                tls=self._tls if any(url.scheme == "https" for url in urls) else None,
+                tls=self._tls if any(place.url.scheme == "https" for place in places) else None,
                 patience=patience,
                 progress=progress,
             ),
+            allowance=None if is_delta else allowance,
             patience=patience,
             rng=self._rng,
         )
@@ -257,13 +273,17 @@ class Fetcher:
     def _tls(self) -> ssl.SSLContext:
         return tls_context(self._ca)
 
-    def _urls(self, wanted: Wanted, target: Target | None) -> tuple[SplitResult, ...]:
+    def _places(self, wanted: Wanted, target: Target | None) -> tuple[Place, ...]:
         if target is None:
             return address.every(self._repositories, wanted.url)
         return address.every(target.urls, "")
 
     def _part(self, path: Path, size_bytes: int, sha256: str) -> Part:
         return Part(path, size_bytes=size_bytes, sha256=sha256, boot=self._boot)
+
+    def _patch(self, part: Part, short: Delta | None = None) -> Part:
+        path = part.path.with_suffix(_DELTA_SUFFIX)
+        return self._part(path, short.size_bytes if short else 0, short.sha256 if short else "")
 
     def _fits(self, delta_bytes: int, wanted: Wanted, *, frees_bytes: int) -> bool:
         """Whether there is room for the way by the delta; the whole file takes less."""
@@ -298,21 +318,10 @@ def check(part: Path, wanted: Wanted) -> None:
         raise UpdateFailed(Reason.WRONG_SHA256, f"{wanted.url}: sha256 is {digest}")
 
 
-def _shortest(target: Target | None, base_digest: str | None, size_bytes: int) -> Delta | None:
-    """The smallest delta from the installed bundle that is smaller than the whole file."""
-    fitting = [
-        short
-        for short in (target.deltas if target is not None else ())
-        if short.base == base_digest and short.size_bytes < size_bytes
-    ]
-    return min(fitting, key=lambda short: short.size_bytes, default=None)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as e:
-        raise StorageError(f"{path} cannot be removed: {e.strerror}") from e
+def _tell_broken(tell: Tell | None, why: str) -> None:
+    log.warning("delta is of no use", extra={"error": why})
+    if tell is not None:
+        tell(Reason.DELTA_BROKEN, why)
 
 
 def _bucket(bytes_s: int | None, *, now_s: float) -> Bucket | None:

@@ -36,12 +36,23 @@ class Hours:
         return self._opens_in_s() == 0.0
 
     def wait(self, seconds: float) -> bool:
-        """Wait, and say whether the download shall end."""
+        """Wait, and say whether the download shall end; without a wait, from any thread."""
+        if not seconds:
+            return self._wait(0.0)
         is_open, begun_s = self.is_open(), self._clock.monotonic()
         ends = self._wait(seconds)
         if not is_open:
             self.closed_s += self._clock.monotonic() - begun_s
         return ends
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait for long, whatever wakes meanwhile; whether the download shall end before that."""
+        until_s = self._clock.monotonic() + seconds
+        while (left_s := until_s - self._clock.monotonic()) > 0:
+            # Each look counts as open or closed by itself.
+            if self.wait(min(left_s, LOOK_S)):
+                return True
+        return False
 
     def wait_open(self) -> bool:
         """Wait until the window is open; whether the download shall end before that."""

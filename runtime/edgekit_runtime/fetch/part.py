@@ -97,7 +97,7 @@ class Part:
     def begin(self) -> None:
         """Decide on a download; what is here stays, where it is known what it is."""
         if self._mark is None:
-            _remove(self.path)
+            remove(self.path)
             self._write_mark(Mark(boot=self._boot, durable_bytes=0))
 
     def finish(self) -> None:
@@ -107,12 +107,12 @@ class Part:
     def clear(self) -> None:
         """Throw away what is here; that it was begun is still known."""
         self._write_mark(Mark(boot=self._boot, durable_bytes=0))
-        _remove(self.path)
+        remove(self.path)
 
     def delete(self) -> None:
         """Leave nothing behind."""
-        _remove(self.path)
-        _remove(self._mark_path)
+        remove(self.path)
+        remove(self._mark_path)
         self._mark = None
 
     @contextmanager
@@ -237,7 +237,8 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a file, where there is one, raising `StorageError`."""
     with _disk(path):
         path.unlink(missing_ok=True)
 

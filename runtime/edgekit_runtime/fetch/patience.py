@@ -59,6 +59,11 @@ class Patience:
         if self._hours.wait(seconds):
             raise self._interrupted()
 
+    def check(self) -> None:
+        """Raise `Interrupted` where the download was asked to end; from any thread."""
+        if self._hours.wait(0.0):
+            raise self._interrupted()
+
     def is_open(self) -> bool:
         """Whether the window is."""
         return self._hours.is_open()

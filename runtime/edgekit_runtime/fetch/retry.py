@@ -15,9 +15,9 @@ LONGEST_WAIT_S = 120.0
 LONGEST_RETRY_AFTER_S = 3600.0
 
 
-def backoff(attempt: int, *, rng: Random) -> float:
+def backoff(attempt: int, *, rng: Random, longest_s: float = LONGEST_WAIT_S) -> float:
     """Seconds to wait after so many failures in a row, drawn from a bound that doubles."""
-    return rng.random() * min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(attempt, 16))
+    return rng.random() * min(longest_s, FIRST_WAIT_S * 2.0 ** min(attempt, 16))
 
 
 def retry_after(text: str, *, now_ms: int) -> float:

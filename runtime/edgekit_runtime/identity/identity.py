@@ -7,6 +7,7 @@ the key is the certificate's, the authority issued it, and it names the device o
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -120,6 +121,12 @@ def _facts(path: Path) -> DeviceFacts:
     try:
         with path.open("rb") as file:
             raw = file.read(enrolment.MAX_ANSWER_BYTES)
+    except PermissionError as e:
+        user = os.geteuid()
+        raise ConfigError(
+            f"{path} cannot be read by user {user}, as whom this runs: {e.strerror}",
+            hint=f"if the daemon runs as {user}: chown -R {user} {path.parent.resolve()}",
+        ) from e
     except OSError as e:
         raise ConfigError(
             f"{path.parent} holds no identity: {path.name}: {e.strerror}", hint=_HINT

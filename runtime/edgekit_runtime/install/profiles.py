@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,16 +22,19 @@ def encode(profile: DeviceProfile) -> str:
 
 
 def find(name: str, *, folder: Path) -> DeviceProfile:
-    """The profile called `name`: a JSON file, the one in `folder`, or one that ships with edgekit.
+    """The profile called `name`: a JSON file, one that was left on the board, or one of edgekit's.
+
+    `edgekit device install` leaves one beside the configuration, a wheelhouse beside the programs
+    that it installs.
 
     Raises:
         ProfileError: there is none, it is not valid, or it is YAML that nothing here reads.
     """
     if name.endswith(".json"):
         return decode(Path(name))
-    kept = folder / FILE
-    if kept.is_file() and (found := decode(kept)).name == name:
-        return found
+    for kept in (folder / FILE, Path(sys.prefix) / FILE):
+        if kept.is_file() and (found := decode(kept)).name == name:
+            return found
     if find_spec("yaml") is None:
         raise ProfileError(
             f"profile {name} is not in {folder}, and this board has no YAML to read others",

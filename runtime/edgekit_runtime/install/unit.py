@@ -2,7 +2,8 @@
 
 The daemon writes to its state folder and its sockets, and to nothing else: the root file system may
 be read-only. It has no capability and gains none. The manager starts it anew however it ends, at
-one start in ten seconds, for ever: a board in the field has nobody who would do it by hand.
+one start in ten seconds, for ever: a board in the field has nobody who would do it by hand. Only a
+configuration that is wrong is not tried again, because that takes somebody in any case.
 
 Sources: systemd.exec(5), systemd.service(5), systemd.resource-control(5). Options are those that
 systemd 249 (Ubuntu 22.04) knows.

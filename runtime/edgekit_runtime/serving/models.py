@@ -182,9 +182,9 @@ class Models:
         """Whether it was kept when another took its place, and can be activated again."""
         return self._kept.get(served.name) is served
 
-    def present(self, served: Served) -> Served:
-        """What serves under its name and version by now: itself, or the same opened anew."""
-        return self._table.get(served.key, served)
+    def present(self, served: Served) -> Served | None:
+        """What serves under its name and version by now: itself, the same opened anew, or none."""
+        return self._table.get(served.key)
 
     def release(self, name: str) -> None:
         """Close the version of a model that was kept when another took its place."""

@@ -61,6 +61,16 @@ class Repository(Protocol):
         """
         ...
 
+    def reload(self, name: str) -> None:
+        """Open a model's bundle anew, and only then let that serve in place of what serves now.
+
+        Raises:
+            NotServed: no bundle of this name is installed.
+            EdgekitError: it cannot be opened, is not trusted, or cannot run here; what served
+                serves on.
+        """
+        ...
+
     def unload(self, name: str) -> None:
         """Serve a model no more, having answered what it was asked.
 
@@ -111,20 +121,18 @@ class Installed:
     def load(self, name: str) -> None:
         """See `Repository.load`. Of several versions that are installed, all are loaded."""
         with self._turn:
+            self._load_all(self._of(name), anew=False)
+
+    def reload(self, name: str) -> None:
+        """See `Repository.reload`. Raises `UsageError` for several versions of a model."""
+        with self._turn:
             sources = self._of(name)
-            for source in sources:
-                key = source.name, source.version
-                self._tell(key, "LOADING", "")
-                try:
-                    version = self._load(source, alone=len(sources) == 1)
-                except EdgekitError as e:
-                    self._tell(key, "UNAVAILABLE", e.with_hint)
-                    raise
-                except BaseException:
-                    self._tell(key, "UNAVAILABLE", "internal error; see the log")
-                    raise
-                # Shown once it serves no more, or where the bundle holds another version by now.
-                self._tell(key, "UNAVAILABLE", f"{version} was loaded in its place")
+            if len(sources) > 1:
+                raise UsageError(
+                    f"{len(sources)} versions of {name} serve side by side",
+                    hint="unload and load them",
+                )
+            self._load_all(sources, anew=True)
 
     def unload(self, name: str) -> None:
         """See `Repository.unload`. All versions of the model are unloaded."""
@@ -152,7 +160,22 @@ class Installed:
             raise NotServed(f"no bundle of {name!r} is installed here", hint=f"installed: {known}")
         return found
 
-    def _load(self, source: Source, *, alone: bool) -> str:
+    def _load_all(self, sources: Sequence[Source], *, anew: bool) -> None:
+        for source in sources:
+            key = source.name, source.version
+            self._tell(key, "LOADING", "")
+            try:
+                version = self._load(source, alone=len(sources) == 1, anew=anew)
+            except EdgekitError as e:
+                self._tell(key, "UNAVAILABLE", e.with_hint)
+                raise
+            except BaseException:
+                self._tell(key, "UNAVAILABLE", "internal error; see the log")
+                raise
+            # Shown once it serves no more, or where the bundle holds another version by now.
+            self._tell(key, "UNAVAILABLE", f"{version} was loaded in its place")
+
+    def _load(self, source: Source, *, alone: bool, anew: bool) -> str:
         """Let a bundle serve; the version that it holds."""
         opened = source.open()
         with opened.bundle as bundle:
@@ -163,10 +186,11 @@ class Installed:
                     hint="start the server anew to serve another model",
                 )
             serving = self._serving(manifest.name, manifest.version)
-            if serving is not None and serving.digest == bundle.digest:
+            is_same = serving is not None and serving.digest == bundle.digest
+            if is_same and not anew:
                 log.info("model serves already", extra={"model": source.name})
-                return serving.version
-            served = self._models.load(bundle, verified_by=opened.verified_by)
+                return manifest.version
+            served = self._models.load(bundle, verified_by=opened.verified_by, proven=is_same)
         if (source.name, source.version) not in self._installed():
             self._models.discard(served)
             raise UsageError(

@@ -47,6 +47,7 @@ from edgekit_runtime.update.rules import (
     model_state,
     move,
     rolled_back,
+    settled,
     staged,
 )
 
@@ -85,5 +86,6 @@ __all__ = [
     "model_state",
     "move",
     "rolled_back",
+    "settled",
     "staged",
 ]

@@ -24,6 +24,7 @@ class Reason(Enum):
     FETCH_TIMEOUT = "fetch_timeout"
     WRONG_SIZE = "wrong_size"
     WRONG_SHA256 = "wrong_sha256"
+    FETCH_EXHAUSTED = "fetch_exhausted"
     DELTA_BROKEN = "delta_broken"
     NO_ROOM = "no_room"
     DISK_FULL = "disk_full"
@@ -53,7 +54,6 @@ class Reason(Enum):
     CRASH_LOOP = "crash_loop"
     SLOT_DAMAGED = "slot_damaged"
     CLOCK_WRONG = "clock_wrong"
-    CERTIFICATE_EXPIRED = "certificate_expired"
     CANCELLED = "cancelled"
     ASKED = "asked"
     INTERNAL = "internal"
@@ -70,6 +70,7 @@ MEANING: Mapping[Reason, str] = {
     Reason.FETCH_TIMEOUT: "the download did not end within its time limit",
     Reason.WRONG_SIZE: "the repository offers another number of bytes than was announced",
     Reason.WRONG_SHA256: "the downloaded file is not the one that was announced",
+    Reason.FETCH_EXHAUSTED: "every server sent what it may for a bundle, and none the right file",
     Reason.DELTA_BROKEN: "a delta did not give the announced file; the whole one is fetched",
     Reason.NO_ROOM: "there is no room for the download and a second slot beside what serves",
     Reason.DISK_FULL: (
@@ -103,7 +104,6 @@ MEANING: Mapping[Reason, str] = {
     Reason.CRASH_LOOP: "the daemon ended several times before the version was confirmed",
     Reason.SLOT_DAMAGED: "the installed files can no longer be opened",
     Reason.CLOCK_WRONG: "the device's clock cannot be right, so that no expiry can be judged",
-    Reason.CERTIFICATE_EXPIRED: "the device's certificate has expired",
     Reason.CANCELLED: "somebody cancelled the update",
     Reason.ASKED: "somebody asked this device to go back",
     Reason.INTERNAL: "an error in edgekit itself; the daemon's log has the traceback",

@@ -47,8 +47,11 @@ def begin(record: Record, *, serial: int, wanted: Wanted) -> Record | None:
         return None
     serves = record.serving is not None and record.serving.digest == wanted.digest
     if update is not None and update.wanted.digest == wanted.digest:
-        if record.state in REPLACEABLE or (serves and record.state is State.CONFIRMED):
+        if record.state in REPLACEABLE:
             return None
+        if serves and record.state is State.CONFIRMED:
+            # What a newer wish asks for was there: whoever goes back from it later means that, too.
+            return _with(record, serial=serial) if serial > update.serial else None
         if serial <= update.serial:
             # One that failed with nothing to go back to serves on, and is none the better for it.
             return None if serves else _retried(record)
@@ -189,6 +192,23 @@ def at_start(record: Record, *, is_clean: bool = False) -> Record:
     if update.state is State.CANARY:
         record = _moved(record, State.PROBING)
     return _with(record, attempts=update.attempts + 1)
+
+
+def settled(record: Record) -> Record:
+    """What is to be gone on from where this record is lost: the same with nothing on trial.
+
+    What is confirmed serves. What was on trial stays in its slot, and is tried anew when it is
+    asked for; one with nothing before it serves on, and its trial begins anew. An update that has
+    ended stays ended, so that what was given up is not taken up again.
+    """
+    update = record.update
+    if update is None or update.state not in REPLACEABLE | {State.ACTIVE}:
+        return record
+    if update.state is not State.ACTIVE:
+        return msgspec.structs.replace(record, update=None)
+    if record.previous is None:
+        return _with(record, attempts=1, spent_s=0.0, progress=0.0)
+    return msgspec.structs.replace(record, active=record.previous, previous=None, update=None)
 
 
 def judge(

@@ -24,7 +24,12 @@ def run(args: Cancel, hands: Hands, wait: Wait) -> dict[str, Any]:
                 "version": now.version,
                 "target": now.target,
             }
+    if hands.updates.withdraw(args.model, "cancel"):
+        raise EngineError(
+            f"the update of {args.model} has not yet ended, and is asked to no more",
+            hint="edgekit fleet devices shows its state; ask again",
+        )
     raise EngineError(
-        f"the update of {args.model} was asked to end and has not yet",
+        f"the update of {args.model} has begun to end and has not yet",
         hint="edgekit fleet devices shows its state",
     )

@@ -1,8 +1,8 @@
 """`reload`: a model closed and opened anew, or the configuration read anew.
 
-A model is taken out and in as over HTTP (`serving.repository`): its bundle is checked and probed
-again, and meanwhile requests are answered that it does not serve. Of the configuration, the
-telemetry interval holds at once; what else differs is named, and takes a restart.
+A model's bundle is checked, opened and probed again, and takes the place of what serves when that
+went well; else what serves serves on. Of the configuration, the telemetry interval holds at once;
+what else differs is named, and takes a restart.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ def _flat(config: Config) -> dict[str, object]:
 
 
 def _model(model: str, hands: Hands) -> dict[str, Any]:
-    hands.repository.unload(model)
-    hands.repository.load(model)
+    hands.repository.reload(model)
     served = hands.models.find(model)
     return {
         "model": model,

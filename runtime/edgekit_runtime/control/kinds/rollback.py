@@ -1,4 +1,7 @@
-"""`rollback`: the version of a model that served before serves again; the updater decides."""
+"""`rollback`: the version of a model that served before serves again; the updater decides.
+
+What was not begun within the command's limit is not done later.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,12 @@ def run(args: Rollback, hands: Hands, wait: Wait) -> dict[str, Any]:
                 "version": now.version,
                 "reason": now.reason,
             }
+    if hands.updates.withdraw(args.model, "rollback"):
+        raise EngineError(
+            f"{args.model} has not yet gone back, and is asked to no more",
+            hint="the device's events say why; ask again",
+        )
     raise EngineError(
-        f"{args.model} was asked to go back and has not yet",
+        f"{args.model} has begun to go back and has not yet",
         hint="edgekit fleet devices shows what serves; the device's events say why",
     )
