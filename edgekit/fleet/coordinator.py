@@ -298,7 +298,7 @@ def _release_key(settings: Settings) -> Callable[[], str] | None:
 
 def _client_id(settings: Settings) -> str:
     # Coordinators of other sites may use the same broker.
-    name = "-".join(["edgekit-coordinator", *settings.sites])
+    name = "_".join(["edgekit-coordinator", *settings.sites])
     if settings.fleet is None:
         return name
     return enrolment.client_id(name, SigningKey.read(settings.fleet.client_key))

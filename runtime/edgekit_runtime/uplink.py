@@ -112,7 +112,8 @@ class Uplink:
             filters.append(topics.every_round_open(self._device.site))
         self.link = MqttLink(
             Broker.parse(_broker(fleet, identity)),
-            client_id=identity.client_id if identity else f"{self._device.site}-{self._device.id}",
+            # With a sign that names cannot have: `a-b/c` and `a/b-c` are two devices.
+            client_id=identity.client_id if identity else f"{self._device.site}_{self._device.id}",
             filters=filters,
             on_message=self._received,
             on_connect=self._connected,

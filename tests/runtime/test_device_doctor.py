@@ -345,7 +345,11 @@ def test_a_version_fits_every_prefix_of_itself_and_no_other(numbers: list[int], 
     assert not checks.fits(version, f"{numbers[0] + 1}")
 
 
-@given(st.lists(st.sampled_from(["board", "engine", "bundle", "package", "trust", "fleet"]), max_size=5))
+@given(
+    st.lists(
+        st.sampled_from(["board", "engine", "bundle", "package", "trust", "fleet"]), max_size=5
+    )
+)
 def test_the_gravest_finding_decides_what_the_command_ends_with(areas: list[Any]) -> None:
     found = verdict([Finding(area=area, subject=area, status="wrong") for area in areas])
 

@@ -389,12 +389,12 @@ def test_a_start_without_the_accelerator_is_no_reason_to_go_back(
 
     absent.is_absent = False
     look_again(board)
-    assert board.serves is None
+    assert board.updater.states()[MODEL].version is None
     board.hand.advance(RETRY_S[0])
     look_again(board)
 
-    state = board.updater.states()[MODEL]
-    assert (board.serves, state.state, state.reason) == ("1.1.0", "confirmed", None)
+    opened = board.updater.states()[MODEL]
+    assert (board.serves, opened.state, opened.reason) == ("1.1.0", "confirmed", None)
     # The device goes back to it after the next start, too.
     assert board.record.previous == "a"
 

@@ -37,16 +37,24 @@ def at(text: str, *, day: int = 14) -> int:
 class Down(Repository):
     """Gives nothing until a moment; remembers when it was asked."""
 
-    def __init__(self, folder: Path, clock: ManualClock, *, until_ms: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clock: ManualClock,
+        *,
+        until_ms: float,
+        error: Exception,
+    ) -> None:
         super().__init__(urls=["http://host/"], root=folder / "root.json", state=folder / "trusted")
         self.asked_ms: list[int] = []
         self._clock = clock
         self._until_ms = until_ms
+        self._error = error
 
     def find(self, path: str, *, cancelled: Callable[[], bool]) -> Target:
         self.asked_ms.append(self._clock.now_ms())
         if self._clock.now_ms() < self._until_ms:
-            raise LinkError("it does not answer")
+            raise self._error
         found = wanted(url=path)
         return Target(
             path=path,
@@ -70,16 +78,29 @@ class Copies(Fetcher):
 class Device:
     """A device that begins to ask at a moment."""
 
-    def __init__(self, folder: Path, *, begins: str, until_ms: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        begins: str,
+        until_ms: float,
+        window: str = NIGHT,
+        error: Exception | None = None,
+    ) -> None:
         self.clock = ManualClock(now_ms=at(begins))
-        self.repository = Down(folder, self.clock, until_ms=until_ms)
+        self.repository = Down(
+            folder,
+            self.clock,
+            until_ms=until_ms,
+            error=error or LinkError("it does not answer"),
+        )
         fetcher = Copies(
             folder / "fetch",
             repository="http://host/",
             reserve_bytes=1,
             clock=self.clock,
             rng=Random(1),
-            window=NIGHT,
+            window=window,
         )
         self.told: list[tuple[str, object]] = []
         self.source = Source(
@@ -97,12 +118,12 @@ class Device:
         self.clock.advance(seconds)
         return False
 
-    def fetch(self) -> None:
+    def fetch(self, *, limit_s: float = LIMIT_S) -> None:
         self.source.fetch(
             wanted(),
             base=None,
             frees_bytes=0,
-            limit_s=LIMIT_S,
+            limit_s=limit_s,
             progress=lambda _: None,
             wait=self.wait,
         )
@@ -133,6 +154,24 @@ def test_a_repository_that_never_comes_back_is_given_up_after_its_time_in_the_wi
     assert first == at("12:00")
     assert at("22:00") <= later[0]
     assert at("22:25") < device.clock.now_ms() <= at("22:30")
+
+
+@pytest.mark.parametrize(
+    ("error", "least", "most"),
+    [
+        (LinkError("it does not answer"), 1000, 4000),
+        (UpdateFailed(Reason.REPOSITORY_UNTRUSTED, "not signed"), 20, 120),
+    ],
+)
+def test_a_repository_that_sends_what_cannot_be_believed_is_asked_an_hour_apart(
+    tmp_path: Path, error: Exception, least: int, most: int
+) -> None:
+    always = "00:00-23:59"
+    device = Device(tmp_path, begins="00:01", until_ms=float("inf"), window=always, error=error)
+    with pytest.raises(UpdateFailed):
+        device.fetch(limit_s=24 * HOUR_S)
+
+    assert least < len(device.repository.asked_ms) < most
 
 
 @given(

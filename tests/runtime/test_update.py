@@ -174,7 +174,26 @@ def test_what_serves_already_is_confirmed_at_once() -> None:
 
     assert begun is not None
     assert begun.state is State.CONFIRMED
-    assert update.begin(begun, serial=3, wanted=wanted(DIGESTS[0])) is None
+    # A newer wish for the same is taken note of, and nothing else.
+    noted = update.begin(begun, serial=3, wanted=wanted(DIGESTS[0]))
+    assert noted is not None
+    assert noted.update is not None
+    assert (noted.state, noted.update.serial) == (State.CONFIRMED, 3)
+    assert update.begin(noted, serial=3, wanted=wanted(DIGESTS[0])) is None
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_settled_record_serves_nothing_that_was_on_trial(state: State) -> None:
+    record = path_to(state)
+    kept = update.settled(record)
+
+    assert kept.serving is not None
+    assert kept.slots == record.slots
+    assert update.settled(kept) == kept
+    if state in update.UNDER_WAY:
+        assert (kept.serving.version, kept.update) == ("1.0.0", None)
+    else:
+        assert kept == record
 
 
 @pytest.mark.parametrize("state", sorted(update.REPLACEABLE, key=str))

@@ -10,8 +10,9 @@ import click
 from edgekit.errors import UsageError
 from edgekit.signing import SigningKey
 from edgekit.structs import Strict
+from edgekit.terminal import plain
 from edgekit_runtime import bench
-from edgekit_runtime.board import remote, replies, report, ship
+from edgekit_runtime.board import remote, report, ship
 from edgekit_runtime.board.conditions import Reading
 from edgekit_runtime.board.figures import BoardBench
 from edgekit_runtime.opening import Opened
@@ -113,7 +114,7 @@ def text(found: BoardBench) -> str:
     lines += [f"NOT THE PROFILE'S BOARD: {reason}" for reason in found.mismatches]
     lines += [f"VOID: {reason}" for reason in found.void]
     # Much of this was said by the board.
-    return "\n".join(replies.plain(line) for text in lines for line in text.split("\n"))
+    return "\n".join(plain(line) for text in lines for line in text.split("\n"))
 
 
 def _span(readings: Sequence[Reading], field: str, unit: str) -> str:

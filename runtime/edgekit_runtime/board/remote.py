@@ -19,7 +19,8 @@ from edgekit.clock import Clock, SystemClock
 from edgekit.errors import EngineNotInstalled, LinkError, UsageError
 from edgekit.manifest import Manifest
 from edgekit.structs import Strict
-from edgekit_runtime.board import replies, ship, ssh
+from edgekit.terminal import plain
+from edgekit_runtime.board import ship, ssh
 from edgekit_runtime.board.conditions import reasons_void
 from edgekit_runtime.board.figures import Board, BoardBench, Outcome, mismatches
 from edgekit_runtime.board.ship import Piece
@@ -212,7 +213,7 @@ def _run(link: Link, python: str, asked: Mapping[str, Any], *, isolated: bool, s
     try:
         with link.exchange(python, asked, isolated=isolated) as exchange:
             while "say" in (reply := exchange.reply()):
-                step = replies.plain(str(reply["say"]))
+                step = plain(str(reply["say"]))
                 say(step)
         return _convert(reply.get("outcome"), Outcome)
     except LinkError as e:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 
 from edgekit.errors import ConfigError
 from edgekit.signing import PublicKey
@@ -40,13 +41,7 @@ def findings(config: Config, *, now_ms: int) -> Iterator[Finding]:
 
 
 def _keys(config: Config) -> Iterator[Finding]:
-    for path in config.trust.keys:
-        try:
-            key = PublicKey.read(path)
-        except ConfigError as e:
-            yield Finding(area="trust", subject=str(path), status="wrong", detail=e.message)
-        else:
-            yield Finding(area="trust", subject=str(path), status="ok", found=key.id[:16])
+    yield from (_key(path) for path in config.trust.keys)
     if not config.trust.keys and (config.fleet is None or config.fleet.insecure):
         yield Finding(
             area="trust",
@@ -54,6 +49,14 @@ def _keys(config: Config) -> Iterator[Finding]:
             status="note",
             detail="no key is named, so no bundle can be installed here",
         )
+
+
+def _key(path: Path) -> Finding:
+    try:
+        key = PublicKey.read(path)
+    except ConfigError as e:
+        return Finding(area="trust", subject=str(path), status="wrong", detail=e.message)
+    return Finding(area="trust", subject=str(path), status="ok", found=key.id[:16])
 
 
 def _identity(config: Config, *, now_ms: int) -> Finding:
