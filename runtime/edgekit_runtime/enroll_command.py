@@ -79,7 +79,7 @@ def enroll(
 
 
 def _token_text(file: Path | None, text: str | None) -> str:
-    from edgekit.enrolment import MAX_TOKEN_BYTES
+    from edgekit.enrolment import MAX_TOKEN_BYTES, Token
 
     if (file is None) == (text is None):
         raise UsageError("give the token by --token-file, or by --token")
@@ -89,10 +89,14 @@ def _token_text(file: Path | None, text: str | None) -> str:
         return sys.stdin.read(MAX_TOKEN_BYTES)
     assert file is not None
     try:
-        with file.open("r", encoding="ascii") as opened:
-            return opened.read(MAX_TOKEN_BYTES)
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError(f"token file {file} cannot be read: {e}") from e
+        with file.open("r", encoding="ascii", errors="replace") as opened:
+            found = opened.read(MAX_TOKEN_BYTES)
+        Token.parse(found)
+    except OSError as e:
+        raise UsageError(f"token file {file} cannot be read: {e.strerror}") from e
+    except UsageError as e:
+        raise UsageError(f"{file}: {e.message}", hint=e.hint) from e
+    return found
 
 
 def _place(path: Path, state: Path | None) -> tuple[Path, str | None, bool]:

@@ -12,18 +12,27 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit import enrolment, envelope
 from edgekit.enrolment import Ask, RenewalAsk, RenewalRequest, Sealed, Token
-from edgekit.errors import EdgekitError, FleetError, LinkError, MessageError, UntrustedError
+from edgekit.errors import (
+    EdgekitError,
+    FleetError,
+    LinkError,
+    MessageError,
+    UntrustedError,
+    UsageError,
+)
 from edgekit.fleet.enrolment import MOST_VALID
 from edgekit.fleet.folder import FleetFolder
 from edgekit.fleet.members import Issued, Members
 from edgekit.fleet.tuf.rotate import rotate
 from edgekit.signing import SigningKey
 from edgekit_converters.demo.processes import free_port
+from edgekit_runtime.device import device
 from edgekit_runtime.identity import Identity
 from edgekit_runtime.identity.enrol import enroll, opened
 from edgekit_runtime.identity.renewal import renew
@@ -486,6 +495,29 @@ def _status(url: str) -> int:
     except urllib.error.HTTPError as e:
         with e:
             return e.code
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"", "this is not an enrolment token"),
+        (b"\xc6\x00 binary", "this is not an enrolment token"),
+    ],
+)
+def test_a_token_file_that_holds_none_is_named(
+    tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    file = tmp_path / "cam.token"
+    if content is not None:
+        file.write_bytes(content)
+    options = ["--token-file", str(file), "--coordinator", "http://127.0.0.1:9"]
+    told = CliRunner().invoke(device, ["enroll", *options, "--state", str(tmp_path / "state")])
+
+    assert isinstance(told.exception, UsageError)
+    assert str(file) in told.exception.message
+    assert words in told.exception.message
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_folder_that_is_half_a_fleet_is_told(tmp_path: Path) -> None:
