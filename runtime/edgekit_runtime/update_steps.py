@@ -152,8 +152,9 @@ class Steps(Generic[S]):
             raise UpdateFailed(reason, f"{detail}; there is no version to go back to")
         folder = self._slots.folder(model, record.previous)
         held = record.slots[record.previous]
+        kept = self._live.kept(model, folder)
         try:
-            loaded = self._live.kept(model, folder) or self._within.run(
+            loaded = kept or self._within.run(
                 model,
                 State.PROBING,
                 lambda: self._live.load(folder, digest=held.digest, keys=held.keys, proven=True),
@@ -168,7 +169,8 @@ class Steps(Generic[S]):
         try:
             self._live.show(model, loaded)
         except Exception as e:
-            self._live.discard(loaded)
+            if kept is None:
+                self._live.discard(loaded)
             raise UpdateFailed(reason, f"{detail}; the previous version fails: {e}") from e
         # A disk that takes nothing any more must not keep what is worse serving.
         self._journal.write_if_possible(model, back)

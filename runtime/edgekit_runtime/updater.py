@@ -316,6 +316,10 @@ class Updater(Generic[S]):
             return
         except UpdateFailed as e:
             self._steps.tell("rollback_refused", model, e.reason, str(e))
+        except Exception as e:  # this request ends; the daemon goes on serving
+            log.exception("rollback failed", extra={"model": model})
+            detail = f"{type(e).__name__}: {e}"
+            self._steps.tell("rollback_refused", model, Reason.INTERNAL, detail)
         self._requests.answered(model, "rollback")
 
     def _cancel_as_asked(self, model: str) -> None:

@@ -491,6 +491,37 @@ def test_a_version_that_cannot_be_gone_back_to_is_not_said_to_serve(
     assert board.record.serving.version == "1.1.0"
 
 
+def test_a_kept_version_that_cannot_be_shown_leaves_what_serves(
+    board: Board, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(board, world, "1.0.0")
+    board.want(2, world.wants["1.1.0"])
+    board.work(turns=1, pass_s=1)
+    cannot_show(monkeypatch, "1.0.0")
+    board.shelf.failures = 100
+    board.work()
+
+    state = board.updater.states()[MODEL]
+    assert (board.serves, state.version, state.state) == ("1.1.0", "1.1.0", "failed")
+    assert state.reason == "engine_failures"
+
+
+def test_a_rollback_that_ends_in_an_error_nobody_foresaw_is_asked_for_once(
+    board: Board, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    serve(board, world, "1.0.0", "1.1.0")
+    monkeypatch.setattr(Shelf, "load", fails)
+    Slots(board.state).ask(MODEL, "rollback")
+    board.work()
+
+    assert board.serves == "1.1.0"
+    assert ("rollback_refused", {"model": MODEL, "reason": "internal"}) in board.told
+    assert not Slots(board.state).asked("rollback")
+
+
 def test_what_was_taken_out_by_request_is_not_said_to_serve(board: Board, world: World) -> None:
     serve(board, world, "1.0.0")
     reports = len(board.reports)
