@@ -141,8 +141,9 @@ def test_an_identity_of_another_user_is_not_called_missing(
         clock=office.clock,
     )
     program = (
-        "import os, sys; from pathlib import Path; os.setgroups([]); os.setuid(65534);"
+        "import os, sys; from pathlib import Path\n"
         "from edgekit_runtime.identity import Identity\n"
+        "os.setgroups([]); os.setuid(65534)\n"
         "try: Identity.read(Path(sys.argv[1]))\n"
         "except Exception as e: print(e, e.hint)"
     )
