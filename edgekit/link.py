@@ -100,6 +100,9 @@ class MqttLink:
         broker: where to connect to.
         client_id: also the identity that the broker knows.
         filters: topic filters to subscribe to at every connection, at QoS 1.
+        at_most_once: further ones at QoS 0. For a state that is retained that is the surer way:
+            nats-server may forget a message for QoS 1 while the consumers of a client that is gone
+            are removed, and the last will of that client is sent just then.
         on_message: called with topic and payload in the link's thread. It may block: the broker
             is then held back, and memory stays bounded.
         on_connect: called in the link's thread once the broker has taken the subscriptions: what is
@@ -123,6 +126,7 @@ class MqttLink:
         on_connect: Callable[[], None],
         will: Will | None = None,
         tls: Tls | None = None,
+        at_most_once: Sequence[str] = (),
         keepalive_s: int = KEEPALIVE_S,
         max_payload_bytes: int = MAX_PACKET_BYTES,
     ) -> None:
@@ -133,7 +137,10 @@ class MqttLink:
 
         self._broker = broker
         self._keepalive_s = keepalive_s
-        self._filters: dict[str, Qos] = dict.fromkeys(filters, 1)
+        self._filters: dict[str, Qos] = {
+            **dict.fromkeys(filters, 1),
+            **dict.fromkeys(at_most_once, 0),
+        }
         self._on_message = on_message
         self._on_connect = on_connect
         self._success = mqtt.MQTT_ERR_SUCCESS

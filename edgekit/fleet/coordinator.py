@@ -126,6 +126,7 @@ class Coordinator:
             self._broker,
             client_id=_client_id(settings),
             filters=_filters(settings.sites),
+            at_most_once=[topics.every_device(site, topics.STATUS) for site in settings.sites],
             on_message=self._receive,
             on_connect=self._connected,
             tls=settings.fleet.client_tls if settings.fleet is not None else None,
@@ -305,6 +306,6 @@ def _client_id(settings: Settings) -> str:
 
 
 def _filters(sites: Sequence[str]) -> list[str]:
-    heard = (*ingest.LEAVES, RESULT_FILTER)
+    heard = (*(leaf for leaf in ingest.LEAVES if leaf != topics.STATUS), RESULT_FILTER)
     leaves = [topics.every_device(site, leaf) for site in sites for leaf in heard]
     return leaves + [topics.every_update(site) for site in sites]

@@ -157,10 +157,11 @@ class Coordinator:
             filters=[
                 *(
                     topics.every_device(SITE, leaf)
-                    for leaf in (topics.STATUS, topics.TELEMETRY, topics.EVENT, topics.REPORTED)
+                    for leaf in (topics.TELEMETRY, topics.EVENT, topics.REPORTED)
                 ),
                 topics.every_update(SITE),
             ],
+            at_most_once=[topics.every_device(SITE, topics.STATUS)],
             on_message=self._received,
             on_connect=self._subscribed.set,
         )
