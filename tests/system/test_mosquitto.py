@@ -66,8 +66,9 @@ def heard(mosquitto: int, tmp_path: Path) -> Iterator[Path]:
         try:
             yield output
         finally:
-            process.terminate()
-            process.wait(10)
+            # Asked to end, it says goodbye to the broker first, and may wait for that for ever.
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture
